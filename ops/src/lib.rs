@@ -1,0 +1,23 @@
+//! Differentiable tensor operations for candle: those that candle lacks, or whose fast form cuts the gradient.
+//!
+//! Everything that is trained goes through this crate. Letters in shapes: B batch, H heads, L queries, M keys, D head width.
+
+mod activation;
+mod attention;
+mod conv3d;
+mod cross_entropy;
+mod dropout;
+mod linear;
+mod norm;
+mod rope;
+mod softmax;
+
+pub use activation::{geglu, gelu, swiglu};
+pub use attention::{Attention, attention, attention_with_weights};
+pub use conv3d::{ConvPadding, depthwise_conv3d};
+pub use cross_entropy::{cross_entropy, linear_cross_entropy};
+pub use dropout::dropout;
+pub use linear::{frozen_linear, linear};
+pub use norm::{l2_normalize, layer_norm, rms_norm};
+pub use rope::{rope, rope_tables};
+pub use softmax::softmax;

@@ -1,0 +1,3 @@
+//! The `ctscribe` program: parse, run, print the error chain once, exit code.
+
+fn main() {}

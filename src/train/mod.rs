@@ -1,0 +1,5 @@
+//! The two stages as plain loops; optimiser, schedule, checkpoints, run folder, progress.
+
+mod optimizer;
+
+pub use optimizer::{AdamW, AdamWConfig, Gradients};

@@ -1,0 +1,278 @@
+//! The named tensors of one model: loaded from a checkpoint, or drawn from a seeded generator.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt::Display;
+use std::sync::{Arc, Mutex};
+
+use candle_core::{DType, Device, Tensor, Var};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, Normal, Uniform};
+use sha2::{Digest, Sha256};
+
+use crate::{Error, Result};
+
+/// How a tensor starts when no checkpoint gives it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Init {
+    /// All zero.
+    Zeros,
+    /// All one.
+    Ones,
+    /// All of one value.
+    Constant(f64),
+    /// Normal with mean 0 and this standard deviation.
+    Normal(f64),
+    /// Uniform in `[-bound, bound]`.
+    Uniform(f64),
+}
+
+impl Init {
+    /// PyTorch's default for a linear layer's weight and bias: uniform within 1 / sqrt(inputs).
+    pub fn linear(inputs: usize) -> Self {
+        Init::Uniform(1.0 / (inputs as f64).sqrt())
+    }
+}
+
+/// What a checkpoint gave, and what it did not.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LoadReport {
+    /// Tensors that the model took, with their shapes.
+    pub loaded: Vec<(String, Vec<usize>)>,
+    /// Tensors that the model wants and the checkpoint lacks.
+    pub missing: Vec<String>,
+    /// Tensors that the checkpoint has and the model does not want.
+    pub unexpected: Vec<String>,
+    /// Tensors of another shape: name, expected, found.
+    pub misshapen: Vec<(String, Vec<usize>, Vec<usize>)>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    trainable: Vec<(String, Var)>,
+    frozen: Vec<(String, Tensor)>,
+    asked: BTreeSet<String>,
+    report: LoadReport,
+}
+
+/// The tensors of one model by name. Cheap to clone; `at` descends into a part of the model.
+///
+/// The same model code serves a fresh model (`Params::fresh`) and a loaded one (`Params::loaded`). A fresh tensor depends
+/// on the seed and its own full name only, so that adding a layer moves no other.
+#[derive(Debug, Clone)]
+pub struct Params {
+    source: Arc<str>,
+    tensors: Option<Arc<HashMap<String, Tensor>>>,
+    state: Arc<Mutex<State>>,
+    prefix: String,
+    seed: u64,
+    frozen: bool,
+    device: Device,
+    dtype: DType,
+}
+
+impl Params {
+    /// A fresh, trainable model in f32, drawn from `seed`.
+    pub fn fresh(seed: u64, device: &Device) -> Self {
+        Params {
+            source: "fresh model".into(),
+            tensors: None,
+            state: Arc::default(),
+            prefix: String::new(),
+            seed,
+            frozen: false,
+            device: device.clone(),
+            dtype: DType::F32,
+        }
+    }
+
+    /// A trainable model whose tensors are `tensors` (f32); `source` names them in errors.
+    pub fn loaded(source: impl Into<String>, tensors: HashMap<String, Tensor>, device: &Device) -> Self {
+        Params { source: source.into().into(), tensors: Some(Arc::new(tensors)), ..Params::fresh(0, device) }
+    }
+
+    /// The same, but nothing is trainable: no gradient is kept for these tensors.
+    pub fn frozen(mut self) -> Self {
+        self.frozen = true;
+        self
+    }
+
+    /// The same, with tensors of another type (frozen bases in bf16, say).
+    pub fn with_dtype(mut self, dtype: DType) -> Self {
+        self.dtype = dtype;
+        self
+    }
+
+    /// The part of the model called `name`.
+    pub fn at(&self, name: impl Display) -> Self {
+        let prefix = if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) };
+        Params { prefix, ..self.clone() }
+    }
+
+    /// Whether these tensors are frozen.
+    pub fn is_frozen(&self) -> bool {
+        self.frozen
+    }
+
+    /// Where the tensors live.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The full name of tensor `name` of this part.
+    pub fn full_name(&self, name: &str) -> String {
+        if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
+    }
+
+    /// Whether the checkpoint has tensor `name` (false for a fresh model).
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.as_ref().is_some_and(|tensors| tensors.contains_key(&self.full_name(name)))
+    }
+
+    /// Tensor `name` of shape `shape`. A missing or misshapen tensor is noted (see [`Params::finish`]) and drawn from `init`.
+    pub fn get(&self, name: &str, shape: &[usize], init: Init) -> Result<Tensor> {
+        let full = self.full_name(name);
+        let value = match self.take(&full, shape)? {
+            Some(tensor) => tensor,
+            None => draw(init, shape, self.seed, &full)?.to_device(&self.device)?.to_dtype(self.dtype)?,
+        };
+        let mut state = self.lock();
+        if self.frozen {
+            state.frozen.push((full, value.clone()));
+            return Ok(value);
+        }
+        let var = Var::from_tensor(&value)?;
+        let tensor = var.as_tensor().clone();
+        state.trainable.push((full, var));
+        Ok(tensor)
+    }
+
+    /// Tensor `name`, never trainable whatever the rest is (a buffer).
+    pub fn buffer(&self, name: &str, shape: &[usize], init: Init) -> Result<Tensor> {
+        self.clone().frozen().get(name, shape, init)
+    }
+
+    /// Tolerates tensor `name` in the checkpoint though the model has no use for it.
+    pub fn unused(&self, name: &str) {
+        self.lock().asked.insert(self.full_name(name));
+    }
+
+    fn take(&self, full: &str, shape: &[usize]) -> Result<Option<Tensor>> {
+        let mut state = self.lock();
+        state.asked.insert(full.to_string());
+        let Some(tensors) = &self.tensors else { return Ok(None) };
+        let Some(tensor) = tensors.get(full) else {
+            state.report.missing.push(full.to_string());
+            return Ok(None);
+        };
+        if tensor.dims() != shape {
+            state.report.misshapen.push((full.to_string(), shape.to_vec(), tensor.dims().to_vec()));
+            return Ok(None);
+        }
+        state.report.loaded.push((full.to_string(), shape.to_vec()));
+        // copied, so that a trained tensor never writes into the checkpoint's map
+        Ok(Some(tensor.to_device(&self.device)?.to_dtype(self.dtype)?.copy()?))
+    }
+
+    /// The trainable tensors, in the order in which the model asked for them.
+    pub fn trainable(&self) -> Vec<(String, Var)> {
+        self.lock().trainable.clone()
+    }
+
+    /// All tensors of the model by name: what a checkpoint of it holds.
+    pub fn tensors(&self) -> BTreeMap<String, Tensor> {
+        let state = self.lock();
+        let trained = state.trainable.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor()));
+        trained.chain(state.frozen.iter().cloned()).collect()
+    }
+
+    /// What was loaded, missing, unexpected and misshapen so far.
+    pub fn report(&self) -> LoadReport {
+        let state = self.lock();
+        let mut report = state.report.clone();
+        if let Some(tensors) = &self.tensors {
+            report.unexpected = tensors.keys().filter(|name| !state.asked.contains(*name)).cloned().collect();
+            report.unexpected.sort();
+        }
+        report
+    }
+
+    /// Ends loading: an error that lists every missing, unexpected and misshapen tensor, or the report.
+    pub fn finish(&self) -> Result<LoadReport> {
+        let report = self.report();
+        if report.is_exact() { Ok(report) } else { Err(Error::Weights { source_name: self.source.to_string(), what: report.faults() }) }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl LoadReport {
+    /// Whether the checkpoint and the model hold the same tensors of the same shapes.
+    pub fn is_exact(&self) -> bool {
+        self.missing.is_empty() && self.unexpected.is_empty() && self.misshapen.is_empty()
+    }
+
+    /// The faults, one a line.
+    pub fn faults(&self) -> String {
+        let missing = self.missing.iter().map(|name| format!("missing {name}"));
+        let unexpected = self.unexpected.iter().map(|name| format!("unexpected {name}"));
+        let misshapen = self.misshapen.iter().map(|(name, want, have)| format!("{name}: expected {want:?}, found {have:?}"));
+        missing.chain(unexpected).chain(misshapen).collect::<Vec<_>>().join("; ")
+    }
+}
+
+/// A generator for the tensor `name` of the model of `seed`.
+fn generator(seed: u64, name: &str) -> ChaCha8Rng {
+    let mut hasher = Sha256::new();
+    hasher.update(seed.to_le_bytes());
+    hasher.update(name.as_bytes());
+    ChaCha8Rng::from_seed(hasher.finalize().into())
+}
+
+fn draw(init: Init, shape: &[usize], seed: u64, name: &str) -> Result<Tensor> {
+    let count: usize = shape.iter().product();
+    let mut rng = generator(seed, name);
+    let values: Vec<f32> = match init {
+        Init::Zeros => vec![0.0; count],
+        Init::Ones => vec![1.0; count],
+        Init::Constant(value) => vec![value as f32; count],
+        Init::Normal(std) => {
+            let normal = Normal::new(0.0, std).map_err(|e| Error::Invalid(format!("{name}: standard deviation {std}: {e}")))?;
+            (0..count).map(|_| normal.sample(&mut rng) as f32).collect()
+        }
+        Init::Uniform(bound) => {
+            let uniform = Uniform::new_inclusive(-bound, bound).map_err(|e| Error::Invalid(format!("{name}: bound {bound}: {e}")))?;
+            (0..count).map(|_| uniform.sample(&mut rng) as f32).collect()
+        }
+    };
+    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fresh_tensor_depends_on_its_seed_and_name_only() {
+        let (one, two) = (Params::fresh(7, &Device::Cpu), Params::fresh(7, &Device::Cpu));
+        two.get("other", &[5], Init::Normal(1.0)).unwrap();
+        let a = one.at("layer").get("weight", &[3, 2], Init::Normal(1.0)).unwrap();
+        let b = two.at("layer").get("weight", &[3, 2], Init::Normal(1.0)).unwrap();
+        assert_eq!(a.to_vec2::<f32>().unwrap(), b.to_vec2::<f32>().unwrap());
+        let c = two.at("layer").get("bias", &[3, 2], Init::Normal(1.0)).unwrap();
+        assert_ne!(a.to_vec2::<f32>().unwrap(), c.to_vec2::<f32>().unwrap());
+    }
+
+    #[test]
+    fn finish_lists_missing_unexpected_and_misshapen_tensors_at_once() {
+        let tensor = Tensor::zeros((2, 2), DType::F32, &Device::Cpu).unwrap();
+        let tensors = HashMap::from([("a".to_string(), tensor.clone()), ("x".to_string(), tensor)]);
+        let params = Params::loaded("clip.pt", tensors, &Device::Cpu);
+        params.get("a", &[3], Init::Zeros).unwrap();
+        params.get("b", &[3], Init::Zeros).unwrap();
+        let message = params.finish().unwrap_err().to_string();
+        assert_eq!(message, "clip.pt: missing b; unexpected x; a: expected [3], found [2, 2]");
+    }
+}

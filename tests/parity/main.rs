@@ -1,0 +1,11 @@
+//! Numbers made by the peers' own code, reproduced. Fixtures lie in `CTSCRIBE_FIXTURES` (default `../shared/fixtures`);
+//! where they are absent each test says so and passes over.
+
+mod bert;
+mod ctvit;
+mod fixtures;
+mod llama;
+mod metrics;
+mod preparation;
+mod splitter;
+mod structure;
