@@ -1,0 +1,99 @@
+//! A batch in micro-batches: several at once on their own threads, gradients summed in a fixed order.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::Result;
+
+use super::optimizer::Gradients;
+
+/// Runs `work` on every item, at most `threads` at a time; the results come in the items' order.
+pub fn in_threads<T: Sync, R: Send>(items: &[T], threads: usize, work: impl Fn(usize, &T) -> Result<R> + Sync) -> Result<Vec<R>> {
+    if threads <= 1 || items.len() <= 1 {
+        return items.iter().enumerate().map(|(index, item)| work(index, item)).collect();
+    }
+    let next = AtomicUsize::new(0);
+    let done: Vec<Mutex<Option<Result<R>>>> = items.iter().map(|_| Mutex::new(None)).collect();
+    std::thread::scope(|scope| {
+        for _ in 0..threads.min(items.len()) {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(item) = items.get(index) else { break };
+                    let result = work(index, item);
+                    *done[index].lock().expect("no other thread takes this slot") = Some(result);
+                }
+            });
+        }
+    });
+    let results = done.into_iter().map(|slot| slot.into_inner().expect("all threads have ended").expect("every slot was filled"));
+    results.collect()
+}
+
+/// The sum of the micro-batches' gradients, in their order: the same bits whatever thread ended first.
+pub fn sum_gradients(parts: Vec<Gradients>) -> Result<Gradients> {
+    let mut parts = parts.into_iter();
+    let mut sum = parts.next().unwrap_or_default();
+    for part in parts {
+        for (name, gradient) in part {
+            let total = match sum.remove(&name) {
+                Some(total) => (total + gradient)?,
+                None => gradient,
+            };
+            sum.insert(name, total);
+        }
+    }
+    Ok(sum)
+}
+
+/// The norm of all gradients together, and the gradients scaled so that it is at most `limit` (none: unchanged).
+pub fn clip(gradients: Gradients, limit: Option<f64>) -> Result<(Gradients, f64)> {
+    let mut names: Vec<&String> = gradients.keys().collect();
+    names.sort();
+    let mut squares = 0.0f64;
+    for name in names {
+        let values: Vec<f32> = gradients[name].flatten_all()?.to_vec1()?;
+        squares += values.iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>();
+    }
+    let norm = squares.sqrt();
+    let Some(limit) = limit.filter(|limit| norm > *limit) else { return Ok((gradients, norm)) };
+    let scaled = gradients.into_iter().map(|(name, gradient)| Ok((name, (gradient * (limit / norm))?)));
+    Ok((scaled.collect::<Result<_>>()?, norm))
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Tensor};
+
+    use super::*;
+
+    fn gradients(values: &[f32]) -> Gradients {
+        Gradients::from([("w".to_string(), Tensor::new(values, &Device::Cpu).unwrap())])
+    }
+
+    #[test]
+    fn results_keep_the_order_of_the_items_whatever_thread_ends_first() {
+        let items: Vec<u64> = (0..20).collect();
+        let slow_first = |_: usize, item: &u64| {
+            std::thread::sleep(std::time::Duration::from_millis(20 - item));
+            Ok(item * 2)
+        };
+        assert_eq!(in_threads(&items, 3, slow_first).unwrap(), items.iter().map(|i| i * 2).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn clipping_scales_the_whole_gradient_to_the_limit() {
+        let (clipped, norm) = clip(gradients(&[3.0, 4.0]), Some(1.0)).unwrap();
+        assert!((norm - 5.0).abs() < 1e-6);
+        let values = clipped["w"].to_vec1::<f32>().unwrap();
+        assert!((values[0] - 0.6).abs() < 1e-6 && (values[1] - 0.8).abs() < 1e-6);
+        let (kept, _) = clip(gradients(&[3.0, 4.0]), Some(10.0)).unwrap();
+        assert_eq!(kept["w"].to_vec1::<f32>().unwrap(), [3.0, 4.0]);
+    }
+
+    #[test]
+    fn gradients_of_micro_batches_add_up() {
+        let sum = sum_gradients(vec![gradients(&[1.0, 2.0]), gradients(&[10.0, 20.0])]).unwrap();
+        assert_eq!(sum["w"].to_vec1::<f32>().unwrap(), [11.0, 22.0]);
+    }
+}

@@ -1,0 +1,60 @@
+//! Progress on stderr: a bar on a terminal, plain lines otherwise.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// One task's progress.
+#[derive(Debug)]
+pub struct Progress {
+    bar: Option<ProgressBar>,
+    label: String,
+    total: u64,
+    started: Instant,
+    last_line: Instant,
+}
+
+/// Without a terminal, a line at most this often.
+const LINE_EVERY: Duration = Duration::from_secs(15);
+
+impl Progress {
+    /// A task of `total` units called `label`.
+    pub fn new(label: impl Into<String>, total: u64) -> Self {
+        let label = label.into();
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{prefix:>22} [{bar:30}] {pos}/{len} {elapsed} (left {eta}) {msg}");
+            let style = style.expect("the template is fixed and valid").progress_chars("=> ");
+            ProgressBar::new(total).with_style(style).with_prefix(label.clone())
+        });
+        if bar.is_none() {
+            eprintln!("{label}: {total} to do");
+        }
+        Progress { bar, label, total, started: Instant::now(), last_line: Instant::now() }
+    }
+
+    /// `done` units are done; `message` says how it stands.
+    pub fn at(&mut self, done: u64, message: impl Into<String>) {
+        let message = message.into();
+        match &self.bar {
+            Some(bar) => {
+                bar.set_position(done);
+                bar.set_message(message);
+            }
+            None if self.last_line.elapsed() >= LINE_EVERY => {
+                self.last_line = Instant::now();
+                eprintln!("{}: {done}/{} after {:.0} s {message}", self.label, self.total, self.started.elapsed().as_secs_f64());
+            }
+            None => {}
+        }
+    }
+
+    /// The task ended; `message` stays on the screen.
+    pub fn finish(self, message: impl Into<String>) {
+        let (message, seconds) = (message.into(), self.started.elapsed().as_secs_f64());
+        match self.bar {
+            Some(bar) => bar.finish_with_message(message),
+            None => eprintln!("{}: done in {seconds:.1} s {message}", self.label),
+        }
+    }
+}
