@@ -113,3 +113,17 @@ impl Error {
         }
     }
 }
+
+/// An error and its causes in one line; a cause that its error already tells is not told twice.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        let text = next.to_string();
+        if !line.contains(&text) {
+            line = format!("{line}: {text}");
+        }
+        cause = next.source();
+    }
+    line
+}

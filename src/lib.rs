@@ -21,24 +21,13 @@
 
 pub mod error;
 
-pub mod text;
-pub mod volume;
 pub mod weights;
 
-pub mod data;
-pub mod decoder;
-pub mod structure;
 pub mod vision;
 
 pub mod config;
 
-pub mod evaluate;
-pub mod generate;
-
-pub mod compare;
 pub mod train;
 pub mod viewer;
-
-pub mod cli;
 
 pub use error::{Error, Result};

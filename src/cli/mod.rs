@@ -1,1 +1,79 @@
-//! cli
+//! The command line: a file a subcommand; each reads its arguments, makes one library call and prints.
+//! Results go to stdout, everything else to stderr.
+
+mod adapter;
+mod compare;
+mod config;
+mod demo;
+mod evaluate;
+mod generate;
+mod inspect;
+mod observe;
+mod phantom;
+mod prepare;
+mod retrieve;
+mod train;
+mod weights;
+
+use clap::{Parser, Subcommand};
+
+use crate::Result;
+
+/// Reads a chest CT and writes the radiology report; trains the model that does so. Drafts, not for diagnosis.
+#[derive(Debug, Parser)]
+#[command(name = "ctscribe", version, about, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The main job on an embedded default: phantoms, both stages, both decoders, scores, a page.
+    Demo(demo::Args),
+    /// Write a report for each scan: NIfTI files, DICOM folders, or a tree of them.
+    Generate(generate::Args),
+    /// Say what a scan is and how its Hounsfield units were decided.
+    Inspect(inspect::Args),
+    /// Prepare a dataset's volumes into a cache, with a verdict for each.
+    Prepare(prepare::Args),
+    /// Train stage one (structure) or stage two (report).
+    Train(train::Args),
+    /// Select the visual tokens of a dataset with a trained stage one.
+    Observe(observe::Args),
+    /// Score generated reports against their references.
+    Evaluate(evaluate::Args),
+    /// Report-to-volume retrieval with a trained stage one.
+    Retrieve(retrieve::Args),
+    /// Compare two or more evaluated runs.
+    Compare(compare::Args),
+    /// LoRA adapters in PEFT's format.
+    Adapter(adapter::Args),
+    /// External weights: what they are, where they come from, whether a file is whole.
+    Weights(weights::Args),
+    /// Presets and their checks.
+    Config(config::Args),
+    /// Write synthetic chests in CT-RATE's layout.
+    Phantom(phantom::Args),
+}
+
+impl Cli {
+    /// Runs the subcommand.
+    pub fn run(self) -> Result<()> {
+        match self.command {
+            Command::Demo(args) => args.run(),
+            Command::Generate(args) => args.run(),
+            Command::Inspect(args) => args.run(),
+            Command::Prepare(args) => args.run(),
+            Command::Train(args) => args.run(),
+            Command::Observe(args) => args.run(),
+            Command::Evaluate(args) => args.run(),
+            Command::Retrieve(args) => args.run(),
+            Command::Compare(args) => args.run(),
+            Command::Adapter(args) => args.run(),
+            Command::Weights(args) => args.run(),
+            Command::Config(args) => args.run(),
+            Command::Phantom(args) => args.run(),
+        }
+    }
+}

@@ -1,1 +1,3 @@
 //! config
+mod training;
+pub use training::{Decay, OptimizerConfig, Schedule, TrainingConfig};

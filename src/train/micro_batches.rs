@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::Result;
+use crate::{Error, Result};
 
 use super::optimizer::Gradients;
 
@@ -16,16 +16,20 @@ pub fn in_threads<T: Sync, R: Send>(items: &[T], threads: usize, work: impl Fn(u
     let done: Vec<Mutex<Option<Result<R>>>> = items.iter().map(|_| Mutex::new(None)).collect();
     std::thread::scope(|scope| {
         for _ in 0..threads.min(items.len()) {
-            scope.spawn(|| {
+            // candle walks a graph recursively: a deep model needs more than a thread's usual 2 MiB
+            let builder = std::thread::Builder::new().stack_size(256 << 20);
+            let worker = || {
                 loop {
                     let index = next.fetch_add(1, Ordering::Relaxed);
                     let Some(item) = items.get(index) else { break };
                     let result = work(index, item);
                     *done[index].lock().expect("no other thread takes this slot") = Some(result);
                 }
-            });
+            };
+            builder.spawn_scoped(scope, worker).map_err(|e| Error::Invalid(format!("a thread could not be started: {e}")))?;
         }
-    });
+        Ok::<(), Error>(())
+    })?;
     let results = done.into_iter().map(|slot| slot.into_inner().expect("all threads have ended").expect("every slot was filled"));
     results.collect()
 }

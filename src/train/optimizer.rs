@@ -2,25 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use crate::config::OptimizerConfig;
+use crate::{Error, Result};
 use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
-use serde::{Deserialize, Serialize};
-
-use crate::{Error, Result};
-
-/// AdamW's constants; the learning rate comes with each step.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AdamWConfig {
-    /// Decay of the first moment.
-    pub beta1: f64,
-    /// Decay of the second moment.
-    pub beta2: f64,
-    /// Added to the root of the second moment.
-    pub eps: f64,
-    /// Decoupled weight decay, times the learning rate.
-    pub weight_decay: f64,
-}
 
 /// One trained tensor with its moments.
 #[derive(Debug)]
@@ -38,7 +23,7 @@ struct Slot {
 /// p *= 1 - lr wd; p -= lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps).
 #[derive(Debug)]
 pub struct AdamW {
-    config: AdamWConfig,
+    config: OptimizerConfig,
     slots: Vec<Slot>,
     steps: u64,
 }
@@ -47,13 +32,15 @@ pub struct AdamW {
 pub type Gradients = HashMap<String, Tensor>;
 
 impl AdamW {
-    /// An optimiser of `vars`; all are decayed and share the learning rate until told otherwise.
-    pub fn new(vars: Vec<(String, Var)>, config: AdamWConfig) -> Self {
+    /// An optimiser of `vars`; all share the learning rate until told otherwise.
+    pub fn new(vars: Vec<(String, Var)>, config: OptimizerConfig) -> Self {
         let slot = |(name, var): (String, Var)| {
             let count = var.elem_count();
             Slot { name, var, lr_factor: 1.0, decay: true, first: vec![0.0; count], second: vec![0.0; count] }
         };
-        AdamW { config, slots: vars.into_iter().map(slot).collect(), steps: 0 }
+        let slots: Vec<Slot> = vars.into_iter().map(slot).collect();
+        let exempt = config.no_decay.clone();
+        AdamW { config, slots, steps: 0 }.without_decay(|name| exempt.iter().any(|part| name.contains(part.as_str())))
     }
 
     /// Tensors whose name satisfies `which` learn at `factor` times the rate.
@@ -87,7 +74,7 @@ impl AdamW {
     /// One step at learning rate `lr`. A tensor without a gradient keeps its value and moments, as in PyTorch.
     pub fn step(&mut self, gradients: &Gradients, lr: f64) -> Result<()> {
         self.steps += 1;
-        let (config, steps) = (self.config, self.steps);
+        let (config, steps) = (self.config.clone(), self.steps);
         for slot in &mut self.slots {
             if let Some(gradient) = gradients.get(&slot.name) {
                 slot.update(gradient, lr * slot.lr_factor, &config, steps)?;
@@ -126,7 +113,7 @@ impl AdamW {
 }
 
 impl Slot {
-    fn update(&mut self, gradient: &Tensor, lr: f64, config: &AdamWConfig, steps: u64) -> Result<()> {
+    fn update(&mut self, gradient: &Tensor, lr: f64, config: &OptimizerConfig, steps: u64) -> Result<()> {
         let gradient: Vec<f32> = gradient.flatten_all()?.to_vec1()?;
         let mut values: Vec<f32> = self.var.flatten_all()?.to_vec1()?;
         let (b1, b2) = (config.beta1 as f32, config.beta2 as f32);
@@ -155,7 +142,7 @@ mod tests {
     #[test]
     fn two_steps_equal_the_formula_worked_by_hand() {
         let var = Var::from_tensor(&Tensor::new(&[1.0f32, -2.0], &Device::Cpu).unwrap()).unwrap();
-        let config = AdamWConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 };
+        let config = OptimizerConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, no_decay: vec![] };
         let mut adamw = AdamW::new(vec![("w".into(), var.clone())], config);
         let (mut m, mut v, mut p) = ([0.0f64; 2], [0.0f64; 2], [1.0f64, -2.0]);
         for step in 1..=2 {

@@ -97,7 +97,14 @@ impl RunFolder {
     }
 
     /// Writes checkpoint `state.step`: aside, fsynced, read back and compared, renamed. Keeps the `keep` newest.
-    pub fn save_checkpoint(&self, stage: &str, step: u64, config_sha256: &str, tensors: &CheckpointTensors, keep: usize) -> Result<PathBuf> {
+    pub fn save_checkpoint(
+        &self,
+        stage: &str,
+        step: u64,
+        config_sha256: &str,
+        tensors: &CheckpointTensors,
+        keep: usize,
+    ) -> Result<PathBuf> {
         let folder = self.path("checkpoints");
         let (aside, path) = (folder.join(format!(".{step}.partial")), folder.join(format!("{step:08}")));
         let _ = fs::remove_dir_all(&aside);

@@ -1,7 +1,6 @@
 //! Where the fixtures are, and how a number is compared.
 #![allow(dead_code, reason = "each subject uses the helpers it needs")]
 
-
 use std::collections::HashMap;
 use std::path::PathBuf;
 

@@ -1,6 +1,22 @@
-//! Learning-rate schedules: linear warm-up, then cosine, linear or none.
+//! The keys of a training stage.
 
 use serde::{Deserialize, Serialize};
+
+/// AdamW's constants (Loshchilov and Hutter, 2019); the learning rate is the schedule's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OptimizerConfig {
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay, times the learning rate.
+    pub weight_decay: f64,
+    /// Tensors whose name contains one of these are not decayed.
+    pub no_decay: Vec<String>,
+}
 
 /// What follows the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +74,53 @@ impl Schedule {
         }
         if self.horizon_steps.is_some_and(|horizon| horizon <= self.warmup_steps) {
             faults.push(format!("{key}.horizon_steps: must exceed warmup_steps {}", self.warmup_steps));
+        }
+        faults
+    }
+}
+
+/// How a stage is trained.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainingConfig {
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Studies a step.
+    pub batch: usize,
+    /// Studies at once on one thread; the batch's gradients are summed over its micro-batches.
+    pub micro_batch: usize,
+    /// The optimiser.
+    pub optimizer: OptimizerConfig,
+    /// The learning rate over the run.
+    pub schedule: Schedule,
+    /// Largest norm of all gradients together; null: unlimited.
+    pub clip_norm: Option<f64>,
+    /// Steps between lines of `metrics.jsonl`.
+    pub log_every: u64,
+    /// Steps between checkpoints.
+    pub checkpoint_every: u64,
+    /// Newest checkpoints kept.
+    pub keep_checkpoints: usize,
+}
+
+impl TrainingConfig {
+    /// Faults of these numbers, named by `key`.
+    pub fn faults(&self, key: &str) -> Vec<String> {
+        let mut faults = self.schedule.faults(&format!("{key}.schedule"));
+        let counts = [
+            ("steps", self.steps as usize),
+            ("batch", self.batch),
+            ("micro_batch", self.micro_batch),
+            ("log_every", self.log_every as usize),
+            ("checkpoint_every", self.checkpoint_every as usize),
+            ("keep_checkpoints", self.keep_checkpoints),
+        ];
+        faults.extend(counts.iter().filter(|(_, count)| *count == 0).map(|(name, _)| format!("{key}.{name}: must be at least 1")));
+        if self.micro_batch > self.batch {
+            faults.push(format!("{key}.micro_batch: {} exceeds the batch of {}", self.micro_batch, self.batch));
+        }
+        if self.clip_norm.is_some_and(|limit| limit.is_nan() || limit <= 0.0) {
+            faults.push(format!("{key}.clip_norm: must be positive or null"));
         }
         faults
     }

@@ -1,0 +1,116 @@
+//! Reading a preset, overriding keys, finding every fault.
+
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+use yaml_serde::Value;
+
+use crate::{Error, Result};
+
+use super::{Config, SCHEMA};
+
+/// The presets that the program carries: name and text.
+const PRESETS: [(&str, &str); 4] = [
+    ("phantom", include_str!("../../configs/phantom.yaml")),
+    ("ct-rate-llama2-7b", include_str!("../../configs/ct-rate-llama2-7b.yaml")),
+    ("ct-rate-bert", include_str!("../../configs/ct-rate-bert.yaml")),
+    ("reference-code", include_str!("../../configs/reference-code.yaml")),
+];
+
+impl Config {
+    /// The names of the presets that the program carries.
+    pub fn presets() -> impl Iterator<Item = &'static str> {
+        PRESETS.iter().map(|(name, _)| *name)
+    }
+
+    /// A preset by name, or a file by path, with `overrides` (`a.b=value`, values in YAML); all faults at once.
+    pub fn load(name_or_path: &str, overrides: &[String]) -> Result<Self> {
+        let preset = PRESETS.iter().find(|(name, _)| *name == name_or_path);
+        let text = match preset {
+            Some((_, text)) => (*text).to_string(),
+            None => read(name_or_path)?,
+        };
+        Config::parse(name_or_path, &text, overrides)
+    }
+
+    /// The configuration that a run folder was started with.
+    pub fn of_run(run: &Path) -> Result<Self> {
+        let path = run.join("config.yaml");
+        if !path.is_file() {
+            return Err(Error::file(run, "not a run folder: it holds no config.yaml"));
+        }
+        Config::load(&path.to_string_lossy(), &[])
+    }
+
+    /// Parses `text`; `source` names it in errors.
+    pub fn parse(source: &str, text: &str, overrides: &[String]) -> Result<Self> {
+        let one = |fault: String| Error::Config { source_name: source.to_string(), faults: vec![fault] };
+        let config: Config = if overrides.is_empty() {
+            yaml_serde::from_str(text).map_err(|e| one(e.to_string()))?
+        } else {
+            let mut value: Value = yaml_serde::from_str(text).map_err(|e| one(e.to_string()))?;
+            for text in overrides {
+                set(&mut value, text).map_err(one)?;
+            }
+            yaml_serde::from_value(value).map_err(|e| one(e.to_string()))?
+        };
+        let faults = config.faults();
+        if faults.is_empty() { Ok(config) } else { Err(Error::Config { source_name: source.to_string(), faults }) }
+    }
+
+    /// The resolved configuration as YAML.
+    pub fn to_yaml(&self) -> Result<String> {
+        yaml_serde::to_string(self).map_err(|e| Error::Invalid(format!("the configuration cannot be written: {e}")))
+    }
+
+    /// SHA-256 of the resolved configuration.
+    pub fn sha256(&self) -> Result<String> {
+        let digest = Sha256::digest(self.to_yaml()?.as_bytes());
+        Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// Every fault of the numbers, one line each, named by key.
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        if self.schema != SCHEMA {
+            faults.push(format!("schema: {} is not {SCHEMA}, the version that this program reads", self.schema));
+        }
+        if self.threads == 0 {
+            faults.push("threads: must be at least 1".to_string());
+        }
+        if !(0.0..1.0).contains(&self.data.validation_share) {
+            faults.push(format!("data.validation_share: {} is not in [0, 1)", self.data.validation_share));
+        }
+        faults.extend(self.train_structure.training.faults("train_structure.training"));
+        faults.extend(self.llama.training.faults("llama.training"));
+        faults.extend(self.bert.training.faults("bert.training"));
+        if let Some(language) = &self.language {
+            faults.extend(language.training.faults("language.training"));
+        }
+        faults.extend(self.shape_faults());
+        faults
+    }
+}
+
+fn read(path: &str) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|e| {
+        if e.kind() == std::io::ErrorKind::NotFound {
+            let names = Config::presets().collect::<Vec<_>>().join(", ");
+            return Error::file(path, format!("no such file, and not one of the presets {names}"));
+        }
+        Error::io(path, e)
+    })
+}
+
+/// Sets `a.b.c=value` in `root`; the key must exist.
+fn set(root: &mut Value, text: &str) -> std::result::Result<(), String> {
+    let (key, value) = text.split_once('=').ok_or_else(|| format!("--set {text}: expected KEY=VALUE"))?;
+    let value: Value = yaml_serde::from_str(value).map_err(|e| format!("--set {key}: {e}"))?;
+    let mut at = root;
+    for part in key.split('.') {
+        let known = at.as_mapping_mut().and_then(|map| map.get_mut(part));
+        at = known.ok_or_else(|| format!("--set {key}: no key {part}"))?;
+    }
+    *at = value;
+    Ok(())
+}

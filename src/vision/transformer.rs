@@ -1,0 +1,134 @@
+//! The layers of both stages: position convolution, attention, feed-forward.
+
+use candle_core::{D, Tensor};
+use ctscribe_ops::{self as ops, Attention, ConvPadding};
+
+use crate::Result;
+use crate::weights::{Init, Params};
+
+use super::ct_vit::{CtVitConfig, EPS};
+
+/// CT-ViT's constant attention scale, in place of 1 / sqrt(width) (peers.md a.5).
+const SCALE: f64 = 8.0;
+
+/// A stack of layers with a norm at its end.
+#[derive(Debug)]
+pub struct Transformer {
+    layers: Vec<Layer>,
+    norm_out: ScaleNorm,
+}
+
+/// Layer norm whose shift is a buffer (zero in real checkpoints, honoured all the same).
+#[derive(Debug)]
+struct ScaleNorm {
+    gamma: Tensor,
+    beta: Tensor,
+}
+
+#[derive(Debug)]
+struct Layer {
+    conv: [Tensor; 2],
+    norm: ScaleNorm,
+    to_q: Tensor,
+    to_kv: Tensor,
+    to_out: Tensor,
+    q_scale: Tensor,
+    k_scale: Tensor,
+    feed_norm: [Tensor; 2],
+    feed_in: Tensor,
+    feed_out: Tensor,
+    heads: usize,
+    dim_head: usize,
+}
+
+impl ScaleNorm {
+    fn new(dim: usize, params: &Params) -> Result<Self> {
+        Ok(ScaleNorm { gamma: params.get("gamma", &[dim], Init::Ones)?, beta: params.buffer("beta", &[dim], Init::Zeros)? })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(ops::layer_norm(x, &self.gamma, Some(&self.beta), EPS)?)
+    }
+}
+
+impl Transformer {
+    /// `depth` layers.
+    pub fn new(config: &CtVitConfig, depth: usize, params: &Params) -> Result<Self> {
+        let layers = (0..depth).map(|index| Layer::new(config, &params.at("layers").at(index)));
+        Ok(Transformer { layers: layers.collect::<Result<_>>()?, norm_out: ScaleNorm::new(config.dim, &params.at("norm_out"))? })
+    }
+
+    /// x: (n, m, C) of a grid (B, T, Gh, Gw), bias: (heads, m, m) -> (n, m, C).
+    pub fn forward(&self, x: &Tensor, grid: (usize, usize, usize, usize), bias: Option<&Tensor>) -> Result<Tensor> {
+        let mut x = x.clone();
+        for layer in &self.layers {
+            x = (layer.position(&x, grid)? + &x)?;
+            x = (layer.attend(&x, bias)? + &x)?;
+            x = (layer.feed(&x)? + &x)?;
+        }
+        self.norm_out.forward(&x)
+    }
+}
+
+impl Layer {
+    fn new(config: &CtVitConfig, params: &Params) -> Result<Self> {
+        let (dim, inner) = (config.dim, config.heads * config.dim_head);
+        // int(4 * (2 / 3) * dim), in doubles (peers.md a.5)
+        let hidden = (4.0 * (2.0 / 3.0) * dim as f64) as usize;
+        let (conv, attention, feed) = (params.at("0.dsconv"), params.at("1"), params.at("3"));
+        attention.unused("null_kv");
+        attention.at("context_norm").unused("gamma");
+        attention.at("context_norm").unused("beta");
+        let weight = |params: &Params, name: &str, outputs: usize, inputs: usize| {
+            params.at(name).get("weight", &[outputs, inputs], Init::linear(inputs))
+        };
+        Ok(Layer {
+            // 27 inputs a channel
+            conv: [conv.get("weight", &[dim, 1, 3, 3, 3], Init::linear(27))?, conv.get("bias", &[dim], Init::linear(27))?],
+            norm: ScaleNorm::new(dim, &attention.at("norm"))?,
+            to_q: weight(&attention, "to_q", inner, dim)?,
+            to_kv: weight(&attention, "to_kv", 2 * inner, dim)?,
+            to_out: weight(&attention, "to_out", dim, inner)?,
+            q_scale: attention.get("q_scale", &[config.dim_head], Init::Ones)?,
+            k_scale: attention.get("k_scale", &[config.dim_head], Init::Ones)?,
+            feed_norm: [feed.at("0").get("weight", &[dim], Init::Ones)?, feed.at("0").get("bias", &[dim], Init::Zeros)?],
+            feed_in: weight(&feed, "1", 2 * hidden, dim)?,
+            feed_out: weight(&feed, "4", dim, hidden)?,
+            heads: config.heads,
+            dim_head: config.dim_head,
+        })
+    }
+
+    /// The position convolution. The flat layout of both stages is reshaped, not permuted, to (B, T, Gh, Gw, C): in the temporal
+    /// stage that scrambles the grid, and the public weights were trained so (peers.md a.5).
+    fn position(&self, x: &Tensor, (b, t, gh, gw): (usize, usize, usize, usize)) -> Result<Tensor> {
+        let c = x.dim(D::Minus1)?;
+        let convolved = ops::depthwise_conv3d(&x.reshape((b, t, gh, gw, c))?, &self.conv[0], &self.conv[1], ConvPadding::Causal)?;
+        Ok(convolved.reshape(x.shape())?)
+    }
+
+    /// Queries from the normalised input, keys and values from the input itself (peers.md a.5).
+    fn attend(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        let (n, m, _) = x.dims3()?;
+        let inner = self.heads * self.dim_head;
+        let split = |y: Tensor| -> Result<Tensor> { Ok(y.reshape((n, m, self.heads, self.dim_head))?.transpose(1, 2)?.contiguous()?) };
+        let q = split(ops::linear(&self.norm.forward(x)?, &self.to_q, None)?)?;
+        let kv = ops::linear(x, &self.to_kv, None)?;
+        let k = split(kv.narrow(D::Minus1, 0, inner)?)?;
+        let v = split(kv.narrow(D::Minus1, inner, inner)?)?;
+        let q = ops::l2_normalize(&q, 1e-12)?.broadcast_mul(&self.q_scale)?;
+        let k = ops::l2_normalize(&k, 1e-12)?.broadcast_mul(&self.k_scale)?;
+        let options = Attention { bias, ..Attention::full(SCALE) };
+        let mixed = ops::attention(&q, &k, &v, &options)?.transpose(1, 2)?.contiguous()?.reshape((n, m, inner))?;
+        Ok(ops::linear(&mixed, &self.to_out, None)?)
+    }
+
+    fn feed(&self, x: &Tensor) -> Result<Tensor> {
+        let hidden = self.feed_out.dim(1)?;
+        let [gamma, beta] = &self.feed_norm;
+        let both = ops::linear(&ops::layer_norm(x, gamma, Some(beta), EPS)?, &self.feed_in, None)?;
+        let value = both.narrow(D::Minus1, 0, hidden)?.contiguous()?;
+        let gate = both.narrow(D::Minus1, hidden, hidden)?.contiguous()?;
+        Ok(ops::linear(&ops::geglu(&value, &gate)?, &self.feed_out, None)?)
+    }
+}
