@@ -1,0 +1,226 @@
+//! Our queue of negatives: frozen features, kept diverse (method.md, stage one, 8); a plain first-in-first-out one to compare.
+
+use std::collections::{BTreeMap, HashMap};
+
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// Which queue of negatives.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum QueueConfig {
+    /// Diversity-enhanced: see [`DiversityQueue`].
+    Ours {
+        /// Entries a structure.
+        length: usize,
+        /// From this cosine on, a text replaces the entry it resembles.
+        same_cosine: f64,
+    },
+    /// First in, first out.
+    Fifo {
+        /// Entries a structure.
+        length: usize,
+    },
+    /// The authors' queue of projected texts.
+    Reference {
+        /// Entries a structure.
+        length: usize,
+    },
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    feature: Vec<f32>,
+    /// When it entered.
+    born: u64,
+    /// Largest cosine to any entry that has stood beside it.
+    redundancy: f32,
+}
+
+/// A queue of frozen, unit text features a structure. Starts empty. A text whose largest cosine to the queue is below `same_cosine`
+/// enters, else it replaces the entry it resembles; when full, the oldest of the most redundant tenth leaves.
+#[derive(Debug, Clone)]
+pub struct DiversityQueue {
+    length: usize,
+    /// `None`: first in, first out.
+    same_cosine: Option<f64>,
+    entries: Vec<Vec<Entry>>,
+    clock: u64,
+}
+
+/// The queue of a run.
+#[derive(Debug, Clone)]
+pub enum Queue {
+    /// Ours or first-in-first-out: frozen features.
+    Features(DiversityQueue),
+    /// The reference's.
+    Reference(super::ReferenceQueue),
+}
+
+impl DiversityQueue {
+    /// An empty queue for S structures; `same_cosine` absent: first in, first out.
+    pub fn new(structures: usize, length: usize, same_cosine: Option<f64>) -> Self {
+        DiversityQueue { length, same_cosine, entries: vec![Vec::new(); structures], clock: 0 }
+    }
+
+    /// Takes in a batch: for each study and structure a unit feature, where the report mentions the structure.
+    pub fn push(&mut self, features: &[Vec<Option<Vec<f32>>>]) {
+        let (length, same_cosine, clock) = (self.length, self.same_cosine, self.clock);
+        self.entries.par_iter_mut().enumerate().for_each(|(s, entries)| {
+            for (index, study) in features.iter().enumerate() {
+                if let Some(feature) = &study[s] {
+                    enter(entries, feature, clock + index as u64, length, same_cosine);
+                }
+            }
+        });
+        self.clock += features.len() as u64;
+    }
+
+    /// For each structure its entries (Q_s, C_text), or `None` while empty.
+    pub fn tensors(&self) -> Result<Vec<Option<Tensor>>> {
+        let tensor = |entries: &Vec<Entry>| -> Result<Option<Tensor>> {
+            let Some(first) = entries.first() else { return Ok(None) };
+            let values: Vec<f32> = entries.iter().flat_map(|entry| entry.feature.iter().copied()).collect();
+            Ok(Some(Tensor::from_vec(values, (entries.len(), first.feature.len()), &Device::Cpu)?))
+        };
+        self.entries.iter().map(tensor).collect()
+    }
+
+    /// Entries of structure `s`.
+    pub fn len(&self, s: usize) -> usize {
+        self.entries[s].len()
+    }
+
+    /// Whether no structure has an entry.
+    pub fn is_empty(&self) -> bool {
+        self.entries.iter().all(Vec::is_empty)
+    }
+
+    /// The queue by name, for a checkpoint.
+    pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+        let mut state = BTreeMap::from([("queue.clock".to_string(), Tensor::new(&[self.clock as i64], &Device::Cpu)?)]);
+        for (s, features) in self.tensors()?.into_iter().enumerate() {
+            let Some(features) = features else { continue };
+            let born: Vec<i64> = self.entries[s].iter().map(|entry| entry.born as i64).collect();
+            let redundancy: Vec<f32> = self.entries[s].iter().map(|entry| entry.redundancy).collect();
+            state.insert(format!("queue.{s}.born"), Tensor::from_vec(born, self.len(s), &Device::Cpu)?);
+            state.insert(format!("queue.{s}.redundancy"), Tensor::from_vec(redundancy, self.len(s), &Device::Cpu)?);
+            state.insert(format!("queue.{s}.feature"), features);
+        }
+        Ok(state)
+    }
+
+    /// Takes the queue of [`DiversityQueue::state`] out of `tensors`.
+    pub fn restore(&mut self, source: &str, tensors: &mut HashMap<String, Tensor>) -> Result<()> {
+        let missing = |name: &str| Error::Tensor { source_name: source.to_string(), tensor: name.to_string(), what: "missing".to_string() };
+        self.clock = tensors.remove("queue.clock").ok_or_else(|| missing("queue.clock"))?.to_vec1::<i64>()?[0] as u64;
+        for (s, entries) in self.entries.iter_mut().enumerate() {
+            let Some(features) = tensors.remove(&format!("queue.{s}.feature")) else {
+                entries.clear();
+                continue;
+            };
+            let mut take = |name: String| tensors.remove(&name).ok_or_else(|| missing(&name));
+            let born: Vec<i64> = take(format!("queue.{s}.born"))?.to_vec1()?;
+            let redundancy: Vec<f32> = take(format!("queue.{s}.redundancy"))?.to_vec1()?;
+            let rows = features.to_vec2::<f32>()?.into_iter().zip(born.into_iter().zip(redundancy));
+            *entries = rows.map(|(feature, (born, redundancy))| Entry { feature, born: born as u64, redundancy }).collect();
+        }
+        Ok(())
+    }
+}
+
+fn enter(entries: &mut Vec<Entry>, feature: &[f32], born: u64, length: usize, same_cosine: Option<f64>) {
+    let mut entry = Entry { feature: feature.to_vec(), born, redundancy: -1.0 };
+    let Some(same) = same_cosine else {
+        if entries.len() == length {
+            entries.remove(0);
+        }
+        entries.push(entry);
+        return;
+    };
+    let cosines: Vec<f32> = entries.iter().map(|other| dot(&other.feature, feature)).collect();
+    let nearest = cosines.iter().copied().enumerate().max_by(|a, b| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0)));
+    if let Some((index, cosine)) = nearest {
+        if f64::from(cosine) >= same {
+            entry.redundancy = entries[index].redundancy;
+            entries[index] = entry;
+            return;
+        }
+        entry.redundancy = cosine;
+    }
+    entries.iter_mut().zip(&cosines).for_each(|(other, cosine)| other.redundancy = other.redundancy.max(*cosine));
+    if entries.len() == length {
+        let leaving = oldest_of_the_most_redundant(entries);
+        entries.remove(leaving);
+    }
+    entries.push(entry);
+}
+
+/// The oldest among the tenth of the entries that resemble another most.
+fn oldest_of_the_most_redundant(entries: &[Entry]) -> usize {
+    let mut order: Vec<usize> = (0..entries.len()).collect();
+    order.sort_by(|&a, &b| entries[b].redundancy.total_cmp(&entries[a].redundancy).then(a.cmp(&b)));
+    let tenth = order.len().div_ceil(10);
+    order[..tenth].iter().copied().min_by_key(|&index| entries[index].born).expect("a full queue has entries")
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(x, y)| x * y).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(feature: [f32; 2]) -> Vec<Vec<Option<Vec<f32>>>> {
+        vec![vec![Some(feature.to_vec())]]
+    }
+
+    fn rows(queue: &DiversityQueue) -> Vec<Vec<f32>> {
+        queue.tensors().unwrap()[0].as_ref().map_or(vec![], |tensor| tensor.to_vec2().unwrap())
+    }
+
+    #[test]
+    fn a_text_like_one_that_waits_replaces_it() {
+        let mut queue = DiversityQueue::new(1, 4, Some(0.95));
+        for feature in [[1.0, 0.0], [0.0, 1.0], [0.999, 0.0447]] {
+            queue.push(&text(feature));
+        }
+        assert_eq!(rows(&queue), [[0.999, 0.0447], [0.0, 1.0]]);
+    }
+
+    #[test]
+    fn a_full_queue_loses_the_oldest_of_its_most_redundant_tenth() {
+        let mut queue = DiversityQueue::new(1, 3, Some(0.95));
+        // the second and third resemble each other (cosine 0.8); the second is older
+        for feature in [[-1.0, 0.0], [1.0, 0.0], [0.8, 0.6], [0.0, -1.0]] {
+            queue.push(&text(feature));
+        }
+        assert_eq!(rows(&queue), [[-1.0, 0.0], [0.8, 0.6], [0.0, -1.0]]);
+    }
+
+    #[test]
+    fn a_plain_queue_loses_its_oldest() {
+        let mut queue = DiversityQueue::new(1, 2, None);
+        for feature in [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]] {
+            queue.push(&text(feature));
+        }
+        assert_eq!(rows(&queue), [[1.0, 0.0], [0.0, 1.0]]);
+    }
+
+    #[test]
+    fn a_structure_that_is_not_mentioned_takes_nothing_and_a_restored_queue_goes_on_alike() {
+        let mut queue = DiversityQueue::new(2, 4, Some(0.95));
+        queue.push(&[vec![Some(vec![1.0, 0.0]), None], vec![Some(vec![0.0, 1.0]), None]]);
+        assert_eq!((queue.len(0), queue.len(1)), (2, 0));
+        let mut restored = DiversityQueue::new(2, 4, Some(0.95));
+        restored.restore("checkpoint", &mut queue.state().unwrap().into_iter().collect()).unwrap();
+        for queue in [&mut queue, &mut restored] {
+            queue.push(&[vec![Some(vec![0.6, 0.8]), Some(vec![0.0, -1.0])]]);
+        }
+        assert_eq!(format!("{queue:?}"), format!("{restored:?}"));
+    }
+}
