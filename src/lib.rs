@@ -23,6 +23,7 @@ pub mod error;
 
 pub mod weights;
 
+pub mod decoder;
 pub mod structure;
 pub mod vision;
 

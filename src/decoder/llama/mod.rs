@@ -1,0 +1,12 @@
+//! LLaMA of our own: trainable through, inputs as embeddings, grouped heads, LoRA on any projection, preallocated cache.
+
+mod adapters;
+mod cache;
+mod config;
+mod model;
+mod prompt;
+
+pub use cache::KvCache;
+pub use config::LlamaConfig;
+pub use model::Llama;
+pub use prompt::LlamaPrompt;

@@ -1,0 +1,248 @@
+//! The network.
+
+use candle_core::{D, DType, Device, Module, Tensor};
+use ctscribe_lora::Adapted;
+use ctscribe_ops::{self as ops, Attention};
+use rand_chacha::ChaCha8Rng;
+
+use crate::weights::{Init, Params};
+use crate::{Error, Result};
+
+use super::cache::KvCache;
+use super::config::LlamaConfig;
+
+/// A projection without bias; its weight is trained only while a small model is pre-trained.
+#[derive(Debug, Clone)]
+pub(super) struct Projection {
+    pub(super) weight: Tensor,
+    frozen: bool,
+}
+
+impl Module for Projection {
+    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        if self.frozen { ops::frozen_linear(x, &self.weight, None) } else { ops::linear(x, &self.weight, None) }
+    }
+}
+
+/// The seven projections of a layer, in PEFT's usual order.
+pub(super) const PROJECTIONS: [&str; 7] =
+    ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"];
+const Q: usize = 0;
+const K: usize = 1;
+const V: usize = 2;
+const O: usize = 3;
+const GATE: usize = 4;
+const UP: usize = 5;
+const DOWN: usize = 6;
+
+#[derive(Debug)]
+pub(super) struct Layer {
+    input_norm: Tensor,
+    post_norm: Tensor,
+    pub(super) projections: Vec<Adapted<Projection>>,
+}
+
+/// LLaMA (Touvron et al., 2023) with Hugging Face's tensor names.
+#[derive(Debug)]
+pub struct Llama {
+    config: LlamaConfig,
+    embedding: Tensor,
+    pub(super) layers: Vec<Layer>,
+    norm: Tensor,
+    head: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    frozen: bool,
+}
+
+impl Llama {
+    /// A model of `config`; frozen or trainable as `params` are.
+    pub fn new(config: &LlamaConfig, params: &Params) -> Result<Self> {
+        let (dim, std) = (config.hidden_size, config.initializer_range);
+        let model = params.at("model");
+        let embedding = model.at("embed_tokens").get("weight", &[config.vocab_size, dim], Init::Normal(std))?;
+        let layers = (0..config.num_hidden_layers).map(|index| Layer::new(config, &model.at("layers").at(index)));
+        let layers = layers.collect::<Result<_>>()?;
+        let norm = model.at("norm").get("weight", &[dim], Init::Ones)?;
+        let head = if config.tie_word_embeddings {
+            params.unused("lm_head.weight");
+            embedding.clone()
+        } else {
+            params.at("lm_head").get("weight", &[config.vocab_size, dim], Init::Normal(1.0 / (dim as f64).sqrt()))?
+        };
+        for layer in 0..config.num_hidden_layers {
+            // written by old versions of transformers; computed from rope_theta
+            model.at("layers").at(layer).unused("self_attn.rotary_emb.inv_freq");
+        }
+        let (cos, sin) = ops::rope_tables(0, config.max_position_embeddings, config.head_width(), config.rope_theta, params.device())?;
+        Ok(Llama { config: config.clone(), embedding, layers, norm, head, cos, sin, frozen: params.is_frozen() })
+    }
+
+    /// The sizes.
+    pub fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+
+    /// Where the weights live.
+    pub fn device(&self) -> &Device {
+        self.embedding.device()
+    }
+
+    /// Standard deviation of the embedding's values: what a projector's output should have at first.
+    pub fn embedding_std(&self) -> Result<f64> {
+        let values = self.embedding.detach().to_dtype(DType::F32)?;
+        let mean = values.mean_all()?;
+        Ok(f64::from(values.broadcast_sub(&mean)?.sqr()?.mean_all()?.to_scalar::<f32>()?).sqrt())
+    }
+
+    /// ids: (B, L) u32 -> (B, L, D).
+    pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
+        let (b, l) = ids.dims2()?;
+        Ok(self.embedding.index_select(&ids.flatten_all()?, 0)?.reshape((b, l, self.config.hidden_size))?)
+    }
+
+    /// embeddings: (B, L, D) at positions 0..L; key_mask: (B, L), 1 where a position may be attended to -> (B, L, D) after the last norm.
+    /// `dropout`: the generator of a training step, for the adapters.
+    pub fn forward(&self, embeddings: &Tensor, key_mask: Option<&Tensor>, mut dropout: Option<&mut ChaCha8Rng>) -> Result<Tensor> {
+        let length = embeddings.dim(1)?;
+        self.check_length(length)?;
+        let (cos, sin) = (self.cos.narrow(0, 0, length)?, self.sin.narrow(0, 0, length)?);
+        let mut x = embeddings.clone();
+        for layer in &self.layers {
+            x = layer.forward(&x, &self.config, (&cos, &sin), key_mask, dropout.as_deref_mut())?;
+        }
+        Ok(ops::rms_norm(&x, &self.norm, self.config.rms_norm_eps)?)
+    }
+
+    /// embeddings: (B, L, D) that follow what the cache holds -> (B, L, D) after the last norm; no gradient is kept.
+    pub fn forward_cached(&self, embeddings: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
+        let (start, length) = (cache.length(), embeddings.dim(1)?);
+        self.check_length(start + length)?;
+        let (cos, sin) = (self.cos.narrow(0, start, length)?, self.sin.narrow(0, start, length)?);
+        let mut x = embeddings.detach();
+        for (index, layer) in self.layers.iter().enumerate() {
+            x = layer.forward_cached(&x, &self.config, (&cos, &sin), cache, index)?;
+        }
+        cache.advance(length);
+        Ok(ops::rms_norm(&x, &self.norm.detach(), self.config.rms_norm_eps)?)
+    }
+
+    /// An empty cache for `sequences` sequences of at most `length` tokens.
+    pub fn cache(&self, sequences: usize, length: usize) -> KvCache {
+        KvCache::new(self.config.num_hidden_layers, sequences, self.config.kv_heads(), length, self.config.head_width())
+    }
+
+    /// hidden: (..., D) -> logits (..., vocabulary).
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        Ok(if self.frozen { ops::frozen_linear(hidden, &self.head, None)? } else { ops::linear(hidden, &self.head, None)? })
+    }
+
+    /// Next-token loss. hidden: (B, L, D); targets: (B, L), the id that position i should give next; weights: (B, L), 0 where it does not count.
+    /// -> the weighted sum over all positions.
+    pub fn loss_sum(&self, hidden: &Tensor, targets: &[Vec<u32>], weights: &[Vec<f32>]) -> Result<Tensor> {
+        let (_, length, dim) = hidden.dims3()?;
+        let labelled: Vec<usize> = weights.iter().flatten().enumerate().filter(|(_, weight)| **weight != 0.0).map(|(at, _)| at).collect();
+        let at = |index: &usize| (index / length, index % length);
+        let rows: Vec<u32> = labelled.iter().map(|index| *index as u32).collect();
+        let ids: Vec<u32> = labelled.iter().map(|index| targets[at(index).0][at(index).1]).collect();
+        let values: Vec<f32> = labelled.iter().map(|index| weights[at(index).0][at(index).1]).collect();
+        let count = rows.len();
+        if count == 0 {
+            return Err(Error::Invalid("a batch holds no token to learn from".to_string()));
+        }
+        let device = hidden.device();
+        let (rows, ids) = (Tensor::from_vec(rows, count, device)?, Tensor::from_vec(ids, count, device)?);
+        let values = Tensor::from_vec(values, count, device)?;
+        let hidden = hidden.contiguous()?.reshape(((), dim))?.index_select(&rows, 0)?;
+        Ok(if self.frozen {
+            ops::linear_cross_entropy(&hidden, &self.head, &ids, &values)?
+        } else {
+            ops::cross_entropy(&self.logits(&hidden)?, &ids, &values)?
+        })
+    }
+
+    fn check_length(&self, length: usize) -> Result<()> {
+        if length > self.config.max_position_embeddings {
+            let limit = self.config.max_position_embeddings;
+            return Err(Error::Invalid(format!("a sequence of {length} tokens exceeds the model's {limit} (max_position_embeddings)")));
+        }
+        Ok(())
+    }
+}
+
+impl Layer {
+    fn new(config: &LlamaConfig, params: &Params) -> Result<Self> {
+        let (dim, ffn) = (config.hidden_size, config.intermediate_size);
+        let (q, kv) = (config.num_attention_heads * config.head_width(), config.kv_heads() * config.head_width());
+        let shapes = [[q, dim], [kv, dim], [kv, dim], [dim, q], [ffn, dim], [ffn, dim], [dim, ffn]];
+        let projection = |(name, shape): (&&str, &[usize; 2])| -> Result<Adapted<Projection>> {
+            let weight = params.at(name).get("weight", shape, Init::Normal(1.0 / (shape[1] as f64).sqrt()))?;
+            Ok(Adapted::plain(Projection { weight, frozen: params.is_frozen() }))
+        };
+        Ok(Layer {
+            input_norm: params.at("input_layernorm").get("weight", &[dim], Init::Ones)?,
+            post_norm: params.at("post_attention_layernorm").get("weight", &[dim], Init::Ones)?,
+            projections: PROJECTIONS.iter().zip(&shapes).map(projection).collect::<Result<_>>()?,
+        })
+    }
+
+    fn forward(
+        &self,
+        x: &Tensor,
+        config: &LlamaConfig,
+        (cos, sin): (&Tensor, &Tensor),
+        key_mask: Option<&Tensor>,
+        mut dropout: Option<&mut ChaCha8Rng>,
+    ) -> Result<Tensor> {
+        let mut project = |which: usize, x: &Tensor| self.projections[which].forward(x, dropout.as_deref_mut());
+        let normed = ops::rms_norm(x, &self.input_norm, config.rms_norm_eps)?;
+        let q = ops::rope(&split(&project(Q, &normed)?, config.num_attention_heads)?, cos, sin)?;
+        let k = ops::rope(&split(&project(K, &normed)?, config.kv_heads())?, cos, sin)?;
+        let v = split(&project(V, &normed)?, config.kv_heads())?;
+        let options = Attention { scale: 1.0 / (config.head_width() as f64).sqrt(), causal: true, key_mask, bias: None };
+        let mixed = join(&ops::attention(&q, &k, &v, &options)?)?;
+        let x = (x + project(O, &mixed)?)?;
+        let normed = ops::rms_norm(&x, &self.post_norm, config.rms_norm_eps)?;
+        let hidden = ops::swiglu(&project(GATE, &normed)?, &project(UP, &normed)?)?;
+        Ok((&x + project(DOWN, &hidden)?)?)
+    }
+
+    fn forward_cached(
+        &self,
+        x: &Tensor,
+        config: &LlamaConfig,
+        (cos, sin): (&Tensor, &Tensor),
+        cache: &mut KvCache,
+        index: usize,
+    ) -> Result<Tensor> {
+        let project = |which: usize, x: &Tensor| self.projections[which].forward_detached(x);
+        let normed = ops::rms_norm(x, &self.input_norm.detach(), config.rms_norm_eps)?;
+        let q = ops::rope(&split(&project(Q, &normed)?, config.num_attention_heads)?, cos, sin)?;
+        let k = ops::rope(&split(&project(K, &normed)?, config.kv_heads())?, cos, sin)?;
+        let v = split(&project(V, &normed)?, config.kv_heads())?;
+        let scale = 1.0 / (config.head_width() as f64).sqrt();
+        let mixed = join(&cache.attend(index, &q, &k, &v, scale)?)?;
+        let x = (x + project(O, &mixed)?)?;
+        let normed = ops::rms_norm(&x, &self.post_norm.detach(), config.rms_norm_eps)?;
+        let hidden = ops::swiglu(&project(GATE, &normed)?, &project(UP, &normed)?)?;
+        Ok((&x + project(DOWN, &hidden)?)?.detach())
+    }
+}
+
+/// (B, L, H D) -> (B, H, L, D).
+fn split(x: &Tensor, heads: usize) -> Result<Tensor> {
+    let (b, l, width) = x.dims3()?;
+    Ok(x.reshape((b, l, heads, width / heads))?.transpose(1, 2)?.contiguous()?)
+}
+
+/// (B, H, L, D) -> (B, L, H D).
+fn join(x: &Tensor) -> Result<Tensor> {
+    let (b, h, l, d) = x.dims4()?;
+    Ok(x.transpose(1, 2)?.contiguous()?.reshape((b, l, h * d))?)
+}
+
+/// The last position of each sequence. hidden: (B, L, D) -> (B, D).
+pub(super) fn last_position(hidden: &Tensor) -> Result<Tensor> {
+    let length = hidden.dim(1)?;
+    Ok(hidden.narrow(1, length - 1, 1)?.squeeze(1)?.contiguous()?.reshape((hidden.dim(0)?, hidden.dim(D::Minus1)?))?)
+}
