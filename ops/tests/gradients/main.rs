@@ -1,0 +1,6 @@
+//! Every fused operation against its composed form and against finite differences.
+
+mod check;
+mod elementwise;
+mod linear;
+mod rows;
