@@ -11,6 +11,7 @@ mod cross_entropy;
 mod dropout;
 mod linear;
 mod norm;
+mod product;
 mod rope;
 mod simd;
 mod softmax;

@@ -1,8 +1,11 @@
 //! Scaled dot-product attention.
 
+mod fused;
+mod kernel;
+
 use candle_core::{Result, Tensor};
 
-use crate::{composed, softmax};
+use crate::{composed, cpu, softmax};
 
 /// What an attention does beside the product.
 #[derive(Debug, Clone)]
@@ -25,7 +28,14 @@ impl Attention<'_> {
 }
 
 /// q: (B, H, L, D), k and v: (B, H', M, D), H a multiple of H' (grouped key-value heads) -> (B, H, L, D).
+///
+/// A query that may see no key gets the mean of all values, and passes its gradient to them only.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &Attention) -> Result<Tensor> {
+    let (_, h, l, _) = q.dims4()?;
+    let bias_fits = options.bias.is_none_or(|bias| cpu::fused(&[bias]) && bias.dims() == [h, l, k.dims()[2]]);
+    if cpu::fused(&[q, k, v]) && bias_fits {
+        return fused::attention(q, k, v, options);
+    }
     Ok(attention_with_weights(q, k, v, options)?.0)
 }
 
