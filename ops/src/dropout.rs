@@ -1,14 +1,52 @@
 //! Dropout from a generator that can be seeded.
 
-use candle_core::{Result, Tensor};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rand::Rng;
+
+use crate::cpu::{PIECE, Values, for_pieces, fused, values};
 
 /// Zeroes each value with probability `p` and scales the rest by 1 / (1 - p). Any shape; `p` in [0, 1).
 pub fn dropout(x: &Tensor, p: f64, rng: &mut impl Rng) -> Result<Tensor> {
     if p <= 0.0 {
         return Ok(x.clone());
     }
-    let keep = (1.0 / (1.0 - p)) as f32;
-    let mask: Vec<f32> = (0..x.elem_count()).map(|_| if rng.random::<f64>() < p { 0.0 } else { keep }).collect();
+    let scale = (1.0 / (1.0 - p)) as f32;
+    let keep: Vec<bool> = (0..x.elem_count()).map(|_| rng.random::<f64>() >= p).collect();
+    if fused(&[x]) {
+        return x.contiguous()?.apply_op1(Dropout { keep, scale });
+    }
+    let mask: Vec<f32> = keep.iter().map(|&keep| if keep { scale } else { 0.0 }).collect();
     x * Tensor::from_vec(mask, x.shape(), x.device())?.to_dtype(x.dtype())?
+}
+
+struct Dropout {
+    keep: Vec<bool>,
+    scale: f32,
+}
+
+impl Dropout {
+    fn apply(&self, x: &[f32]) -> Vec<f32> {
+        let mut y = vec![0.0; x.len()];
+        for_pieces(&mut y, PIECE, |i, y| {
+            for ((y, &x), &keep) in y.iter_mut().zip(&x[i * PIECE..]).zip(&self.keep[i * PIECE..]) {
+                *y = if keep { x * self.scale } else { 0.0 };
+            }
+        });
+        y
+    }
+}
+
+impl CustomOp1 for Dropout {
+    fn name(&self) -> &'static str {
+        "dropout"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        Ok((CpuStorage::F32(self.apply(values(x, layout)?)), layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let grad = grad.contiguous()?;
+        Ok(Some(Tensor::from_vec(self.apply(&Values::of(&grad)?), x.shape(), x.device())?))
+    }
 }

@@ -4,12 +4,16 @@
 
 mod activation;
 mod attention;
+pub mod composed;
 mod conv3d;
+mod cpu;
 mod cross_entropy;
 mod dropout;
 mod linear;
 mod norm;
+mod product;
 mod rope;
+mod simd;
 mod softmax;
 
 pub use activation::{geglu, gelu, swiglu};

@@ -1,26 +1,205 @@
-//! Normalisations over the last axis.
+//! Normalisations over the last axis: y = (x - mean) r w + b, where layer norm has r = 1 / sqrt(variance + eps),
+//! root-mean-square norm has no mean, and the unit-length norm has neither mean, w nor b.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+
+use crate::composed;
+use crate::cpu::{Values, for_pieces, for_pieces2, fused, rows_a_partial, rows_a_piece, sum_partials, sum_rows, values};
+use crate::simd::{dot, sum, sum_of, vectorised};
 
 /// Layer norm over the last axis. x: (..., C), weight: (C), bias: (C) -> (..., C).
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
-    let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
-    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-    let normed = centred.broadcast_div(&(variance + eps)?.sqrt()?)?.broadcast_mul(weight)?;
+    let op = Norm { centred: true, eps: eps as f32 };
     match bias {
-        Some(bias) => normed.broadcast_add(bias),
-        None => Ok(normed),
+        None if fused(&[x, weight]) => x.contiguous()?.apply_op2(&weight.contiguous()?, op),
+        Some(bias) if fused(&[x, weight, bias]) => x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op),
+        _ => composed::layer_norm(x, weight, bias, eps),
     }
 }
 
 /// Root-mean-square norm over the last axis. x: (..., C), weight: (C) -> (..., C).
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    let mean_square = x.sqr()?.mean_keepdim(D::Minus1)?;
-    x.broadcast_div(&(mean_square + eps)?.sqrt()?)?.broadcast_mul(weight)
+    if !fused(&[x, weight]) {
+        return composed::rms_norm(x, weight, eps);
+    }
+    x.contiguous()?.apply_op2(&weight.contiguous()?, Norm { centred: false, eps: eps as f32 })
 }
 
 /// x / max(|x|, eps) over the last axis, as `torch.nn.functional.normalize`. x: (..., C) -> (..., C).
 pub fn l2_normalize(x: &Tensor, eps: f64) -> Result<Tensor> {
-    let norm = x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.maximum(eps)?;
-    x.broadcast_div(&norm)
+    if fused(&[x]) && x.rank() > 0 { x.contiguous()?.apply_op1(UnitLength { eps: eps as f32 }) } else { composed::l2_normalize(x, eps) }
+}
+
+#[derive(Clone, Copy)]
+struct Norm {
+    centred: bool,
+    eps: f32,
+}
+
+impl Norm {
+    /// Mean (0 if not centred) and reciprocal deviation of a row.
+    #[inline(always)]
+    fn statistics(self, x: &[f32]) -> (f32, f32) {
+        let n = x.len() as f32;
+        let mean = if self.centred { sum(x) / n } else { 0.0 };
+        let square = sum_of(x.len(), |i| (x[i] - mean) * (x[i] - mean)) / n;
+        (mean, 1.0 / (square + self.eps).sqrt())
+    }
+}
+
+vectorised! {
+    fn norm_rows(norm: Norm, x: &[f32], weight: &[f32], bias: &[f32], y: &mut [f32]) {
+        let width = weight.len();
+        for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+            let (mean, r) = norm.statistics(x);
+            if bias.is_empty() {
+                for ((y, &x), &w) in y.iter_mut().zip(x).zip(weight) {
+                    *y = (x - mean) * r * w;
+                }
+            } else {
+                for (((y, &x), &w), &b) in y.iter_mut().zip(x).zip(weight).zip(bias) {
+                    *y = (x - mean) * r * w + b;
+                }
+            }
+        }
+    }
+
+    /// dx = r (g w - mean(g w) - n mean(g w n)) with n the normed row; adds g n to `dw`.
+    fn norm_gradients(norm: Norm, x: &[f32], weight: &[f32], grad: &[f32], dx: &mut [f32], dw: &mut [f32]) {
+        let width = weight.len();
+        for ((dx, x), grad) in dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(grad.chunks_exact(width)) {
+            let (mean, r) = norm.statistics(x);
+            let shift = if norm.centred { dot(grad, weight) / width as f32 } else { 0.0 };
+            let slope = sum_of(width, |i| grad[i] * weight[i] * ((x[i] - mean) * r)) / width as f32;
+            for ((((dx, dw), &x), &g), &w) in dx.iter_mut().zip(dw.iter_mut()).zip(x).zip(grad).zip(weight) {
+                let n = (x - mean) * r;
+                *dx = r * (g * w - shift - n * slope);
+                *dw += g * n;
+            }
+        }
+    }
+
+    fn unit_rows(eps: f32, x: &[f32], width: usize, y: &mut [f32]) {
+        for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+            let inverse = 1.0 / dot(x, x).sqrt().max(eps);
+            y.iter_mut().zip(x).for_each(|(y, &x)| *y = x * inverse);
+        }
+    }
+
+    /// dx = (g - y <y, g>) / |x|, and g / eps where |x| is below eps.
+    fn unit_gradient(eps: f32, x: &[f32], grad: &[f32], width: usize, dx: &mut [f32]) {
+        for ((dx, x), grad) in dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(grad.chunks_exact(width)) {
+            let length = dot(x, x).sqrt();
+            let inverse = 1.0 / length.max(eps);
+            let along = if length >= eps { dot(x, grad) * inverse * inverse } else { 0.0 };
+            for ((dx, &x), &g) in dx.iter_mut().zip(x).zip(grad) {
+                *dx = (g - x * along) * inverse;
+            }
+        }
+    }
+}
+
+impl Norm {
+    fn forward(self, x: (&CpuStorage, &Layout), weight: (&CpuStorage, &Layout), bias: &[f32]) -> Result<(CpuStorage, Shape)> {
+        let (shape, x, weight) = (x.1.shape(), values(x.0, x.1)?, values(weight.0, weight.1)?);
+        let width = weight.len();
+        if shape.dims().last() != Some(&width) || !(bias.is_empty() || bias.len() == width) {
+            bail!("norm over the last axis: x is {shape:?}, weight ({width}), bias ({})", bias.len());
+        }
+        let piece = rows_a_piece(width) * width;
+        let mut y = vec![0.0; x.len()];
+        for_pieces(&mut y, piece, |i, y| norm_rows(self, &x[i * piece..], weight, bias, y));
+        Ok((CpuStorage::F32(y), shape.clone()))
+    }
+
+    /// Gradients of x and of the weight.
+    fn backward(self, x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<(Tensor, Tensor)> {
+        let width = weight.elem_count();
+        let (x_values, w, grad) = (Values::of(x)?, Values::of(weight)?, Values::of(grad)?);
+        let rows = x_values.len() / width;
+        let piece = rows_a_partial(rows, width) * width;
+        let mut dx = vec![0.0; x_values.len()];
+        let mut partials = vec![0.0; x_values.len().div_ceil(piece) * width];
+        for_pieces2((&mut dx, piece), (&mut partials, width), |i, dx, dw| {
+            norm_gradients(self, &x_values[i * piece..], &w, &grad[i * piece..], dx, dw);
+        });
+        let dw = Tensor::from_vec(sum_partials(&partials, width), weight.shape(), x.device())?;
+        Ok((Tensor::from_vec(dx, x.shape(), x.device())?, dw))
+    }
+}
+
+impl CustomOp2 for Norm {
+    fn name(&self) -> &'static str {
+        if self.centred { "layer-norm" } else { "rms-norm" }
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, weight: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.forward((x, xl), (weight, wl), &[])
+    }
+
+    fn bwd(&self, x: &Tensor, weight: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (dx, dw) = self.backward(x, weight, &grad.contiguous()?)?;
+        Ok((x.track_op().then_some(dx), weight.track_op().then_some(dw)))
+    }
+}
+
+impl CustomOp3 for Norm {
+    fn name(&self) -> &'static str {
+        "layer-norm-bias"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        weight: &CpuStorage,
+        wl: &Layout,
+        bias: &CpuStorage,
+        bl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.forward((x, xl), (weight, wl), values(bias, bl)?)
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let grad = grad.contiguous()?;
+        let (dx, dw) = CustomOp2::bwd(self, x, weight, y, &grad)?;
+        let sum = || Tensor::from_vec(sum_rows(&Values::of(&grad)?, bias.elem_count()), bias.shape(), x.device());
+        Ok((dx, dw, bias.track_op().then(sum).transpose()?))
+    }
+}
+
+struct UnitLength {
+    eps: f32,
+}
+
+impl CustomOp1 for UnitLength {
+    fn name(&self) -> &'static str {
+        "l2-normalize"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = values(x, layout)?;
+        let width = layout.dims()[layout.dims().len() - 1].max(1);
+        let piece = rows_a_piece(width) * width;
+        let mut y = vec![0.0; x.len()];
+        for_pieces(&mut y, piece, |i, y| unit_rows(self.eps, &x[i * piece..], width, y));
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let grad = grad.contiguous()?;
+        let (x_values, grad) = (Values::of(x)?, Values::of(&grad)?);
+        let width = x.dim(x.rank() - 1)?.max(1);
+        let piece = rows_a_piece(width) * width;
+        let mut dx = vec![0.0; x_values.len()];
+        for_pieces(&mut dx, piece, |i, dx| unit_gradient(self.eps, &x_values[i * piece..], &grad[i * piece..], width, dx));
+        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+    }
 }

@@ -1,6 +1,10 @@
 //! Rotary position embedding, rotate-half form (LLaMA in Hugging Face's layout).
 
-use candle_core::{D, Device, Result, Tensor};
+use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, bail};
+
+use crate::composed;
+use crate::cpu::{Values, for_pieces, fused, values};
+use crate::simd::vectorised;
 
 /// Cosines and sines for positions `start .. start + length`: two (L, D/2) tensors.
 pub fn rope_tables(start: usize, length: usize, head_dim: usize, theta: f64, device: &Device) -> Result<(Tensor, Tensor)> {
@@ -11,11 +15,62 @@ pub fn rope_tables(start: usize, length: usize, head_dim: usize, theta: f64, dev
     Ok((angles.cos()?, angles.sin()?))
 }
 
-/// Rotates x by its positions. x: (B, H, L, D), cos and sin: (L, D/2) -> (B, H, L, D).
+/// Rotates x by its positions. x: (B, H, L, D), cos and sin: (L, D/2) -> (B, H, L, D). The tables get no gradient.
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    let half = x.dim(D::Minus1)? / 2;
-    let (a, b) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
-    let first = (a.broadcast_mul(cos)? - b.broadcast_mul(sin)?)?;
-    let second = (b.broadcast_mul(cos)? + a.broadcast_mul(sin)?)?;
-    Tensor::cat(&[first, second], D::Minus1)
+    let (_, _, l, d) = x.dims4()?;
+    if !fused(&[x, cos, sin]) || cos.dims() != [l, d / 2] {
+        return composed::rope(x, &cos.detach(), &sin.detach());
+    }
+    if d % 2 == 1 || sin.dims() != cos.dims() {
+        bail!("rope: x is {:?}, cos {:?}, sin {:?}", x.shape(), cos.shape(), sin.shape());
+    }
+    let (cos, sin) = (cos.detach().contiguous()?, sin.detach().contiguous()?);
+    x.contiguous()?.apply_op1(Rope { cos, sin })
+}
+
+vectorised! {
+    /// One head, (L, D); `direction` 1 rotates, -1 rotates back.
+    fn rotate(x: &[f32], cos: &[f32], sin: &[f32], half: usize, direction: f32, y: &mut [f32]) {
+        let tables = cos.chunks_exact(half).zip(sin.chunks_exact(half));
+        for ((y, x), (cos, sin)) in y.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)).zip(tables) {
+            let ((xa, xb), (ya, yb)) = (x.split_at(half), y.split_at_mut(half));
+            for (((((ya, yb), &a), &b), &cos), &sin) in ya.iter_mut().zip(yb).zip(xa).zip(xb).zip(cos).zip(sin) {
+                let sin = direction * sin;
+                *ya = a * cos - b * sin;
+                *yb = b * cos + a * sin;
+            }
+        }
+    }
+}
+
+struct Rope {
+    cos: Tensor,
+    sin: Tensor,
+}
+
+impl Rope {
+    fn apply(&self, x: &[f32], direction: f32) -> Result<Vec<f32>> {
+        let (l, half) = self.cos.dims2()?;
+        let (cos, sin) = (Values::of(&self.cos)?, Values::of(&self.sin)?);
+        let (cos, sin): (&[f32], &[f32]) = (&cos, &sin);
+        let head = (l * 2 * half).max(1);
+        let mut y = vec![0.0; x.len()];
+        for_pieces(&mut y, head, |i, y| rotate(&x[i * head..], cos, sin, half, direction, y));
+        Ok(y)
+    }
+}
+
+impl CustomOp1 for Rope {
+    fn name(&self) -> &'static str {
+        "rope"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        Ok((CpuStorage::F32(self.apply(values(x, layout)?, 1.0)?), layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let grad = grad.contiguous()?;
+        Ok(Some(Tensor::from_vec(self.apply(&Values::of(&grad)?, -1.0)?, x.shape(), x.device())?))
+    }
 }

@@ -1,0 +1,218 @@
+//! Attention of one head on one core: blocks of queries against all keys they see, probabilities made anew in the backward pass.
+
+use crate::product::{Left, add_product, padded};
+use crate::simd::{dot, vectorised};
+use crate::softmax::softmax_row;
+
+/// Queries of a block: its logits stay in the second-level cache.
+const BLOCK: usize = 32;
+
+/// Rows of one head: row i starts at `i * stride`.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    pub values: &'a [f32],
+    pub stride: usize,
+}
+
+/// Sizes and visibility for one batch element.
+#[derive(Clone, Copy)]
+pub struct Problem<'a> {
+    pub l: usize,
+    pub m: usize,
+    pub d: usize,
+    pub scale: f32,
+    pub causal: bool,
+    /// (M), false where no query may look.
+    pub visible: Option<&'a [bool]>,
+}
+
+impl Problem<'_> {
+    /// Query i sees keys before this one.
+    fn end(&self, i: usize) -> usize {
+        if self.causal { (i + 1 + self.m).saturating_sub(self.l).min(self.m) } else { self.m }
+    }
+
+    fn first_visible(&self) -> usize {
+        self.visible.map_or(0, |visible| visible.iter().position(|&v| v).unwrap_or(self.m))
+    }
+
+    fn sees_nothing(&self, i: usize) -> bool {
+        self.first_visible() >= self.end(i)
+    }
+
+    /// Keys that a block must look at: those of its last query, or all if its first sees nothing and so averages all.
+    fn keys_of_block(&self, first: usize, rows: usize) -> usize {
+        if self.sees_nothing(first) { self.m } else { self.end(first + rows - 1) }
+    }
+}
+
+/// Rows `first .. first + count` times `scale`, padded with zeros to whole tiles.
+fn pack(x: Rows, first: usize, count: usize, d: usize, scale: f32) -> Vec<f32> {
+    let width = padded(d);
+    let mut packed = vec![0.0; count * width];
+    for (i, row) in packed.chunks_exact_mut(width).enumerate() {
+        row.iter_mut().zip(&x.values[(first + i) * x.stride..][..d]).for_each(|(p, x)| *p = x * scale);
+    }
+    packed
+}
+
+/// The (count, d) rows as (d, count), padded with zeros to whole tiles.
+fn pack_turned(x: Rows, count: usize, d: usize) -> Vec<f32> {
+    let width = padded(count);
+    let mut packed = vec![0.0; d * width];
+    for i in 0..count {
+        for (column, &x) in x.values[i * x.stride..][..d].iter().enumerate() {
+            packed[column * width + i] = x;
+        }
+    }
+    packed
+}
+
+vectorised! {
+    /// Softmax over the keys that one query sees; 0 for the others; the mean of all `m` if it sees none, as a softmax of equal logits.
+    fn normalise(row: &mut [f32], end: usize, m: usize, visible: &[bool], sees_nothing: bool) {
+        if sees_nothing {
+            row[..m].fill(1.0 / m as f32);
+            row[m..].fill(0.0);
+            return;
+        }
+        row[end..].fill(0.0);
+        for (x, &visible) in row[..end].iter_mut().zip(visible) {
+            *x = if visible { *x } else { f32::NEG_INFINITY };
+        }
+        softmax_row(&mut row[..end]);
+    }
+
+    /// Turns dL/dP into dL/dS = P (dP - <P, dP>).
+    fn logit_gradient(p: &[f32], dp: &mut [f32]) {
+        let mean = dot(p, dp);
+        for (dp, &p) in dp.iter_mut().zip(p) {
+            *dp = p * (*dp - mean);
+        }
+    }
+
+    fn add(sum: &mut [f32], x: &[f32]) {
+        sum.iter_mut().zip(x).for_each(|(sum, x)| *sum += x);
+    }
+}
+
+/// A block of queries: its first row and number of rows, and the number of keys it looks at.
+#[derive(Clone, Copy)]
+struct Block {
+    first: usize,
+    rows: usize,
+    keys: usize,
+}
+
+impl Problem<'_> {
+    fn blocks(&self) -> impl Iterator<Item = Block> {
+        (0..self.l).step_by(BLOCK).map(|first| {
+            let rows = BLOCK.min(self.l - first);
+            Block { first, rows, keys: self.keys_of_block(first, rows) }
+        })
+    }
+
+    /// Writes a block's probabilities to `p`, (rows, padded M); q is packed and scaled, bias (L, M).
+    fn probabilities(&self, block: Block, q: &[f32], keys_turned: &[f32], bias: Option<&[f32]>, p: &mut [f32]) {
+        let (width, seen) = (padded(self.m), padded(block.keys));
+        for (i, row) in p.chunks_exact_mut(width).enumerate().take(block.rows) {
+            match bias {
+                Some(bias) => row[..block.keys].copy_from_slice(&bias[(block.first + i) * self.m..][..block.keys]),
+                None => row[..block.keys].fill(0.0),
+            }
+            row[block.keys..seen].fill(0.0);
+        }
+        let left = Left { values: q, row: padded(self.d), column: 1, size: (block.rows, self.d) };
+        add_product(p, left, keys_turned, seen, width);
+        for (i, row) in p.chunks_exact_mut(width).enumerate().take(block.rows) {
+            let query = block.first + i;
+            let end = self.end(query);
+            normalise(&mut row[..seen], end, self.m, self.visible.unwrap_or(&[]), self.sees_nothing(query));
+        }
+    }
+
+    /// One key-value head and the query heads that share it. out: (heads, L, D).
+    pub fn forward(&self, queries: &[Rows], keys: Rows, values: Rows, bias: Option<&[f32]>, out: &mut [f32]) {
+        let (width, d_width) = (padded(self.m), padded(self.d));
+        let (keys_turned, values) = (pack_turned(keys, self.m, self.d), pack(values, 0, self.m, self.d, 1.0));
+        let mut p = vec![0.0; BLOCK.min(self.l) * width];
+        let mut y = vec![0.0; BLOCK.min(self.l) * d_width];
+        for (head, (q, out)) in queries.iter().zip(out.chunks_exact_mut(self.l * self.d)).enumerate() {
+            let bias = bias.map(|bias| &bias[head * self.l * self.m..]);
+            for block in self.blocks() {
+                let q = pack(*q, block.first, block.rows, self.d, self.scale);
+                self.probabilities(block, &q, &keys_turned, bias, &mut p);
+                y.fill(0.0);
+                let left = Left { values: &p, row: width, column: 1, size: (block.rows, block.keys) };
+                add_product(&mut y, left, &values, d_width, d_width);
+                unpack(&y, &mut out[block.first * self.d..][..block.rows * self.d], self.d, 1.0);
+            }
+        }
+    }
+
+    /// Gradients of one key-value head and the query heads that share it, written to `dq` (heads, L, D), `dk` and `dv` (M, D),
+    /// and added to `dbias` (heads, L, M). grad: (heads, L, D).
+    pub fn backward(&self, queries: &[Rows], keys: Rows, values: Rows, bias: Option<&[f32]>, grad: &[f32], out: Gradients) {
+        let (l, m, d, width, d_width) = (self.l, self.m, self.d, padded(self.m), padded(self.d));
+        let (keys_turned, values_turned) = (pack_turned(keys, m, d), pack_turned(values, m, d));
+        let keys = pack(keys, 0, m, d, 1.0);
+        let (mut dk, mut dv) = (vec![0.0; m * d_width], vec![0.0; m * d_width]);
+        let rows = BLOCK.min(l);
+        let (mut p, mut ds, mut dq) = (vec![0.0; rows * width], vec![0.0; rows * width], vec![0.0; rows * d_width]);
+        let mut dbias = out.dbias;
+        for (head, q) in queries.iter().enumerate() {
+            let bias = bias.map(|bias| &bias[head * l * m..]);
+            let grad = Rows { values: &grad[head * l * d..], stride: d };
+            for block in self.blocks() {
+                let q = pack(*q, block.first, block.rows, d, self.scale);
+                let g = pack(grad, block.first, block.rows, d, 1.0);
+                self.probabilities(block, &q, &keys_turned, bias, &mut p);
+                self.logit_gradients(block, &g, &values_turned, &p, &mut ds);
+                let turned = |values| Left { values, row: 1, column: width, size: (block.keys, block.rows) };
+                add_product(&mut dv, turned(&p), &g, d_width, d_width);
+                add_product(&mut dk, turned(&ds), &q, d_width, d_width);
+                dq.fill(0.0);
+                let left = Left { values: &ds, row: width, column: 1, size: (block.rows, block.keys) };
+                add_product(&mut dq, left, &keys, d_width, d_width);
+                unpack(&dq, &mut out.dq[(head * l + block.first) * d..][..block.rows * d], d, self.scale);
+                if let Some(dbias) = dbias.as_deref_mut() {
+                    for (i, ds) in ds.chunks_exact(width).enumerate().take(block.rows) {
+                        add(&mut dbias[(head * l + block.first + i) * m..][..block.keys], ds);
+                    }
+                }
+            }
+        }
+        unpack(&dk, out.dk, d, 1.0);
+        unpack(&dv, out.dv, d, 1.0);
+    }
+
+    /// dL/dS of a block, (rows, padded M); 0 for a query that sees nothing.
+    fn logit_gradients(&self, block: Block, grad: &[f32], values_turned: &[f32], p: &[f32], ds: &mut [f32]) {
+        let (width, seen) = (padded(self.m), padded(block.keys));
+        ds.chunks_exact_mut(width).for_each(|row| row[..seen].fill(0.0));
+        let left = Left { values: grad, row: padded(self.d), column: 1, size: (block.rows, self.d) };
+        add_product(ds, left, values_turned, seen, width);
+        for (i, (ds, p)) in ds.chunks_exact_mut(width).zip(p.chunks_exact(width)).enumerate().take(block.rows) {
+            if self.sees_nothing(block.first + i) {
+                ds[..seen].fill(0.0);
+            } else {
+                logit_gradient(&p[..seen], &mut ds[..seen]);
+            }
+        }
+    }
+}
+
+/// Where the gradients of one key-value head go.
+pub struct Gradients<'a> {
+    pub dq: &'a mut [f32],
+    pub dk: &'a mut [f32],
+    pub dv: &'a mut [f32],
+    pub dbias: Option<&'a mut [f32]>,
+}
+
+/// Takes the padding off (rows, d) and multiplies by `scale`.
+fn unpack(packed: &[f32], rows: &mut [f32], d: usize, scale: f32) {
+    for (row, packed) in rows.chunks_exact_mut(d).zip(packed.chunks_exact(padded(d))) {
+        row.iter_mut().zip(packed).for_each(|(x, p)| *x = p * scale);
+    }
+}

@@ -1,0 +1,113 @@
+//! What the fused CPU kernels share: access to values, work split over cores in fixed pieces.
+//!
+//! Pieces depend on sizes alone, never on the number of threads, and sums over pieces are taken in order:
+//! the same input gives the same bits.
+
+use std::ops::Deref;
+
+use candle_core::{CpuStorage, DType, Layout, Result, Storage, StorageRef, Tensor, bail};
+use rayon::prelude::*;
+
+/// Below this many values one core is faster than two.
+const PARALLEL_FROM: usize = 32 * 1024;
+
+/// Values of a piece of elementwise work.
+pub const PIECE: usize = 16 * 1024;
+
+/// True where the fused kernels apply: f32 on the CPU.
+pub fn fused(tensors: &[&Tensor]) -> bool {
+    tensors.iter().all(|t| t.dtype() == DType::F32 && t.device().is_cpu())
+}
+
+/// The values of a contiguous f32 storage.
+pub fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
+        None => bail!("expected contiguous values, found strides {:?}", layout.stride()),
+    }
+}
+
+/// The values of a contiguous f32 tensor, held for reading.
+pub struct Values<'a> {
+    storage: StorageRef<'a>,
+    start: usize,
+    end: usize,
+}
+
+impl<'a> Values<'a> {
+    pub fn of(tensor: &'a Tensor) -> Result<Self> {
+        let (storage, layout) = tensor.storage_and_layout();
+        let Storage::Cpu(cpu) = &*storage else { bail!("expected a tensor on the CPU") };
+        cpu.as_slice::<f32>()?;
+        match layout.contiguous_offsets() {
+            Some((start, end)) => Ok(Self { storage, start, end }),
+            None => bail!("expected contiguous values, found strides {:?}", layout.stride()),
+        }
+    }
+}
+
+impl Deref for Values<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match &*self.storage {
+            Storage::Cpu(CpuStorage::F32(values)) => &values[self.start..self.end],
+            _ => unreachable!("`of` has checked type and device"),
+        }
+    }
+}
+
+/// Calls `work(piece number, piece)` for each piece of `out`.
+pub fn for_pieces(out: &mut [f32], piece: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
+    if out.len() < PARALLEL_FROM {
+        out.chunks_mut(piece).enumerate().for_each(|(i, out)| work(i, out));
+    } else {
+        out.par_chunks_mut(piece).enumerate().for_each(|(i, out)| work(i, out));
+    }
+}
+
+/// As [`for_pieces`], over two outputs with a piece length each.
+pub fn for_pieces2(a: (&mut [f32], usize), b: (&mut [f32], usize), work: impl Fn(usize, &mut [f32], &mut [f32]) + Sync) {
+    if a.0.len() < PARALLEL_FROM {
+        a.0.chunks_mut(a.1).zip(b.0.chunks_mut(b.1)).enumerate().for_each(|(i, (a, b))| work(i, a, b));
+    } else {
+        a.0.par_chunks_mut(a.1).zip(b.0.par_chunks_mut(b.1)).enumerate().for_each(|(i, (a, b))| work(i, a, b));
+    }
+}
+
+/// Rows of a piece so that it holds about [`PIECE`] values.
+pub fn rows_a_piece(width: usize) -> usize {
+    (PIECE / width.max(1)).max(1)
+}
+
+/// Rows of a piece where each piece also has a partial sum of its own: at most 32 pieces.
+pub fn rows_a_partial(rows: usize, width: usize) -> usize {
+    rows.div_ceil(32).max(rows_a_piece(width))
+}
+
+/// Adds up partial sums of `width` values in order.
+pub fn sum_partials(partials: &[f32], width: usize) -> Vec<f32> {
+    let mut total = vec![0.0; width];
+    for partial in partials.chunks_exact(width) {
+        total.iter_mut().zip(partial).for_each(|(t, p)| *t += p);
+    }
+    total
+}
+
+/// Sum over the rows of (rows, width).
+pub fn sum_rows(x: &[f32], width: usize) -> Vec<f32> {
+    let rows = rows_a_partial(x.len() / width, width);
+    let pieces = (x.len() / width).div_ceil(rows);
+    let mut partials = vec![0.0; pieces * width];
+    let work = |(partial, x): (&mut [f32], &[f32])| {
+        for row in x.chunks_exact(width) {
+            partial.iter_mut().zip(row).for_each(|(p, x)| *p += x);
+        }
+    };
+    if x.len() < PARALLEL_FROM {
+        partials.chunks_mut(width).zip(x.chunks(rows * width)).for_each(work);
+    } else {
+        partials.par_chunks_mut(width).zip(x.par_chunks(rows * width)).for_each(work);
+    }
+    sum_partials(&partials, width)
+}

@@ -1,0 +1,74 @@
+//! Small matrix products on padded rows, for use inside one core's piece of work.
+
+use crate::simd::vectorised;
+
+/// Columns of a register tile; widths are padded to a multiple of it.
+pub const TILE: usize = 16;
+const ROWS: usize = 4;
+
+/// `n` rounded up to whole tiles.
+pub fn padded(n: usize) -> usize {
+    n.next_multiple_of(TILE)
+}
+
+/// The left factor: (m, k) with value (i, p) at `i * row + p * column`.
+#[derive(Clone, Copy)]
+pub struct Left<'a> {
+    pub values: &'a [f32],
+    pub row: usize,
+    pub column: usize,
+    pub size: (usize, usize),
+}
+
+vectorised! {
+    /// out (m, n) += left (m, k) * right (k, n); rows of both lie `stride` apart, n is a multiple of [`TILE`].
+    pub fn add_product(out: &mut [f32], left: Left, right: &[f32], n: usize, stride: usize) {
+        let (m, k) = left.size;
+        let mut panel = vec![[0.0f32; ROWS]; k];
+        for start in (0..m).step_by(ROWS) {
+            let rows = ROWS.min(m - start);
+            for (p, column) in panel.iter_mut().enumerate() {
+                *column = [0.0; ROWS];
+                for (r, value) in column[..rows].iter_mut().enumerate() {
+                    *value = left.values[(start + r) * left.row + p * left.column];
+                }
+            }
+            for tile in (0..n).step_by(TILE) {
+                let mut sums = [[0.0f32; TILE]; ROWS];
+                for (a, right) in panel.iter().zip(right.chunks(stride)) {
+                    let b: &[f32; TILE] = right[tile..tile + TILE].try_into().expect("the slice has a tile's length");
+                    for (sums, &a) in sums.iter_mut().zip(a) {
+                        for (sum, &b) in sums.iter_mut().zip(b) {
+                            *sum = a.mul_add(b, *sum);
+                        }
+                    }
+                }
+                for (r, sums) in sums.iter().enumerate().take(rows) {
+                    let out = &mut out[(start + r) * stride + tile..][..TILE];
+                    out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn product_adds_the_sum_of_products_for_both_orders_of_the_left_factor() {
+        for (m, k, n) in [(1, 1, 16), (4, 3, 16), (7, 5, 32), (13, 9, 48)] {
+            let a: Vec<f32> = (0..m * k).map(|i| (i % 7) as f32 - 3.0).collect();
+            let b: Vec<f32> = (0..k * n).map(|i| (i % 5) as f32 - 2.0).collect();
+            let value = |i: usize, j: usize| 1.0 + (0..k).map(|p| a[i * k + p] * b[p * n + j]).sum::<f32>();
+            let expected: Vec<f32> = (0..m * n).map(|at| value(at / n, at % n)).collect();
+            let turned: Vec<f32> = (0..k * m).map(|at| a[at % m * k + at / m]).collect();
+            for left in [Left { values: &a, row: k, column: 1, size: (m, k) }, Left { values: &turned, row: 1, column: m, size: (m, k) }] {
+                let mut out = vec![1.0; m * n];
+                add_product(&mut out, left, &b, n, n);
+                assert_eq!(out, expected);
+            }
+        }
+    }
+}
