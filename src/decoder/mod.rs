@@ -1,7 +1,8 @@
 //! Report decoders: LLaMA with LoRA, BERT with cross-attention; how visual tokens enter them; how text comes out.
 
 mod beam;
-//BERT pub mod bert;
+pub mod bert;
+mod labels;
 pub mod llama;
 mod processors;
 mod projector;

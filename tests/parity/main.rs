@@ -1,7 +1,7 @@
 //! Numbers made by the peers' own code, reproduced. Fixtures lie in `CTSCRIBE_FIXTURES` (default `../shared/fixtures`);
 //! where they are absent each test says so and passes over.
 
-//BERT mod bert;
+mod bert;
 mod ctvit;
 mod fixtures;
 mod llama;

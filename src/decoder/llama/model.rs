@@ -5,6 +5,7 @@ use ctscribe_lora::Adapted;
 use ctscribe_ops::{self as ops, Attention};
 use rand_chacha::ChaCha8Rng;
 
+use crate::decoder::labels::labelled;
 use crate::weights::{Init, Params};
 use crate::{Error, Result};
 
@@ -140,19 +141,11 @@ impl Llama {
     /// Next-token loss. hidden: (B, L, D); targets: (B, L), the id that position i should give next; weights: (B, L), 0 where it does not count.
     /// -> the weighted sum over all positions.
     pub fn loss_sum(&self, hidden: &Tensor, targets: &[Vec<u32>], weights: &[Vec<f32>]) -> Result<Tensor> {
-        let (_, length, dim) = hidden.dims3()?;
-        let labelled: Vec<usize> = weights.iter().flatten().enumerate().filter(|(_, weight)| **weight != 0.0).map(|(at, _)| at).collect();
-        let at = |index: &usize| (index / length, index % length);
-        let rows: Vec<u32> = labelled.iter().map(|index| *index as u32).collect();
-        let ids: Vec<u32> = labelled.iter().map(|index| targets[at(index).0][at(index).1]).collect();
-        let values: Vec<f32> = labelled.iter().map(|index| weights[at(index).0][at(index).1]).collect();
-        let count = rows.len();
-        if count == 0 {
-            return Err(Error::Invalid("a batch holds no token to learn from".to_string()));
-        }
-        let device = hidden.device();
-        let (rows, ids) = (Tensor::from_vec(rows, count, device)?, Tensor::from_vec(ids, count, device)?);
-        let values = Tensor::from_vec(values, count, device)?;
+        let (_, _, dim) = hidden.dims3()?;
+        let labelled = labelled(targets, weights)?;
+        let (device, count) = (hidden.device(), labelled.rows.len());
+        let rows = Tensor::from_vec(labelled.rows, count, device)?;
+        let (ids, values) = (Tensor::from_vec(labelled.ids, count, device)?, Tensor::from_vec(labelled.weights, count, device)?);
         let hidden = hidden.contiguous()?.reshape(((), dim))?.index_select(&rows, 0)?;
         Ok(if self.frozen {
             ops::linear_cross_entropy(&hidden, &self.head, &ids, &values)?
