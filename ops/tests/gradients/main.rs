@@ -7,3 +7,4 @@ mod cross_entropy;
 mod elementwise;
 mod linear;
 mod rows;
+mod threads;
