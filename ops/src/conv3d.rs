@@ -1,8 +1,11 @@
 //! Depthwise 3-D convolution, kernel 3x3x3 (CT-ViT's position generator).
 
-use candle_core::{Result, Tensor};
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
 
 use crate::composed;
+use crate::cpu::{Values, for_pieces, fused, sum_partials, sum_rows, values};
+use crate::simd::vectorised;
 
 /// How the first axis is padded; the other two have one zero on each side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,5 +18,150 @@ pub enum ConvPadding {
 
 /// Depthwise cross-correlation. x: (B, T, H, W, C), weight: (C, 1, 3, 3, 3), bias: (C) -> (B, T, H, W, C).
 pub fn depthwise_conv3d(x: &Tensor, weight: &Tensor, bias: &Tensor, padding: ConvPadding) -> Result<Tensor> {
-    composed::depthwise_conv3d(x, weight, bias, padding)
+    if !fused(&[x, weight, bias]) {
+        return composed::depthwise_conv3d(x, weight, bias, padding);
+    }
+    let front = match padding {
+        ConvPadding::Causal => 2,
+        ConvPadding::Same => 1,
+    };
+    x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Depthwise { front })
+}
+
+const TAPS: usize = 27;
+
+/// (T, H, W, C) of one batch element.
+type Size = (usize, usize, usize, usize);
+
+/// Calls `f(tap, output, input, values)` for each row of positions of plane `t` that a tap connects; the plane's first value is output 0.
+#[inline(always)]
+fn for_rows(t: usize, (depth, h, w, c): Size, front: usize, mut f: impl FnMut(usize, usize, usize, usize)) {
+    for tap in 0..TAPS {
+        let (dt, dh, dw) = (tap / 9, tap / 3 % 3, tap % 3);
+        let Some(source) = (t + dt).checked_sub(front).filter(|&source| source < depth) else { continue };
+        let (from, to) = (1usize.saturating_sub(dw), w.min(w + 1 - dw));
+        for y in 0..h {
+            let Some(source_y) = (y + dh).checked_sub(1).filter(|&source| source < h) else { continue };
+            if from < to {
+                let input = ((source * h + source_y) * w + from + dw - 1) * c;
+                f(tap, (y * w + from) * c, input, (to - from) * c);
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// Adds plane `t` of the cross-correlation of x, one batch element, to `out`. taps: (27, C).
+    fn add_plane(x: &[f32], t: usize, size: Size, taps: &[f32], front: usize, out: &mut [f32]) {
+        let c = size.3;
+        for_rows(t, size, front, |tap, output, input, n| {
+            let taps = &taps[tap * c..][..c];
+            for (out, x) in out[output..][..n].chunks_exact_mut(c).zip(x[input..][..n].chunks_exact(c)) {
+                for ((out, &x), &tap) in out.iter_mut().zip(x).zip(taps) {
+                    *out += x * tap;
+                }
+            }
+        });
+    }
+
+    /// Adds what plane `t` says of the taps' gradient, (27, C), to `dtaps`.
+    fn add_tap_gradient(x: &[f32], t: usize, size: Size, grad: &[f32], front: usize, dtaps: &mut [f32]) {
+        let c = size.3;
+        for_rows(t, size, front, |tap, output, input, n| {
+            let dtaps = &mut dtaps[tap * c..][..c];
+            for (g, x) in grad[output..][..n].chunks_exact(c).zip(x[input..][..n].chunks_exact(c)) {
+                for ((dtap, &x), &g) in dtaps.iter_mut().zip(x).zip(g) {
+                    *dtap += x * g;
+                }
+            }
+        });
+    }
+}
+
+/// The whole cross-correlation, each position starting from `bias`.
+fn correlate(x: &[f32], size: Size, taps: &[f32], bias: &[f32], front: usize) -> Vec<f32> {
+    let (depth, h, w, c) = size;
+    let plane = h * w * c;
+    let mut y = vec![0.0; x.len()];
+    for_pieces(&mut y, plane.max(1), |i, y| {
+        y.chunks_exact_mut(c).for_each(|y| y.copy_from_slice(bias));
+        add_plane(&x[i / depth * depth * plane..], i % depth, size, taps, front, y);
+    });
+    y
+}
+
+/// (rows, columns) as (columns, rows).
+fn turned(x: &[f32], columns: usize) -> Vec<f32> {
+    let rows = x.len() / columns;
+    (0..x.len()).map(|i| x[i % rows * columns + i / rows]).collect()
+}
+
+struct Depthwise {
+    /// Zeros before the first plane; as many short of two come after the last.
+    front: usize,
+}
+
+impl Depthwise {
+    /// Gradient of the weight, (C, 27): partial sums over fixed groups of planes, added in order.
+    fn weight_gradient(&self, x: &[f32], size: Size, grad: &[f32]) -> Vec<f32> {
+        let (depth, h, w, c) = size;
+        let plane = h * w * c;
+        let planes = x.len() / plane;
+        let group = planes.div_ceil(32);
+        let mut partials = vec![0.0; planes.div_ceil(group) * TAPS * c];
+        partials.par_chunks_mut(TAPS * c).enumerate().for_each(|(i, dtaps)| {
+            for plane_number in i * group..planes.min((i + 1) * group) {
+                let x = &x[plane_number / depth * depth * plane..];
+                add_tap_gradient(x, plane_number % depth, size, &grad[plane_number * plane..][..plane], self.front, dtaps);
+            }
+        });
+        turned(&sum_partials(&partials, TAPS * c), c)
+    }
+}
+
+impl CustomOp3 for Depthwise {
+    fn name(&self) -> &'static str {
+        "depthwise-conv3d"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        weight: &CpuStorage,
+        wl: &Layout,
+        bias: &CpuStorage,
+        bl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (_, t, h, w, c) = xl.shape().dims5()?;
+        if wl.dims() != [c, 1, 3, 3, 3] || bl.dims() != [c] {
+            bail!("depthwise conv: x is {:?}, weight {:?}, bias {:?}", xl.shape(), wl.shape(), bl.shape());
+        }
+        let taps = turned(values(weight, wl)?, TAPS);
+        let y = correlate(values(x, xl)?, (t, h, w, c), &taps, values(bias, bl)?, self.front);
+        Ok((CpuStorage::F32(y), xl.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (_, t, h, w, c) = x.dims5()?;
+        let size = (t, h, w, c);
+        let grad = grad.contiguous()?;
+        let (x_values, grad) = (Values::of(x)?, Values::of(&grad)?);
+        // The adjoint of a correlation: the taps in reverse, the padding's two ends exchanged.
+        let taps = turned(&Values::of(weight)?, TAPS);
+        let reversed: Vec<f32> = taps.chunks_exact(c).rev().flatten().copied().collect();
+        let dx = || correlate(&grad, size, &reversed, &vec![0.0; c], 2 - self.front);
+        let tensor = |values: Vec<f32>, like: &Tensor| Tensor::from_vec(values, like.shape(), like.device());
+        let dx = x.track_op().then(|| tensor(dx(), x)).transpose()?;
+        let dw = weight.track_op().then(|| tensor(self.weight_gradient(&x_values, size, &grad), weight)).transpose()?;
+        let db = bias.track_op().then(|| tensor(sum_rows(&grad, c), bias)).transpose()?;
+        Ok((dx, dw, db))
+    }
 }

@@ -1,16 +1,177 @@
 //! Cross-entropy against token ids.
 
-use candle_core::{Result, Tensor};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
 
+use crate::cpu::{Values, for_pieces, fused, rows_a_piece, values};
+use crate::simd::{exp, largest, sum_of, vectorised};
 use crate::{composed, frozen_linear};
 
+/// Logits of a chunk in [`linear_cross_entropy`]: 16 MB.
+const CHUNK: usize = 4 << 20;
+
 /// Weighted sum of -log softmax(logits)\[target\]. logits: (N, V), targets: (N) u32, weights: (N) f32, 0 ignores a row -> scalar.
+///
+/// The weights are constants: they get no gradient.
 pub fn cross_entropy(logits: &Tensor, targets: &Tensor, weights: &Tensor) -> Result<Tensor> {
-    composed::cross_entropy(logits, targets, weights)
+    if !fused(&[logits, weights]) {
+        return composed::cross_entropy(logits, targets, &weights.detach());
+    }
+    let (_, vocabulary) = logits.dims2()?;
+    logits.contiguous()?.apply_op1(CrossEntropy { labels: Labels::read(targets, weights, logits.dims()[0], vocabulary)? })
 }
 
 /// [`cross_entropy`] of `hidden W^T` with W (V, D) frozen; logits are made in chunks of rows and never kept.
 /// hidden: (N, D), targets: (N) u32, weights: (N) f32 -> scalar. Rows of weight 0 cost nothing.
+///
+/// The gradient to `hidden` is made with the loss, while a chunk's logits are at hand.
 pub fn linear_cross_entropy(hidden: &Tensor, head: &Tensor, targets: &Tensor, weights: &Tensor) -> Result<Tensor> {
-    cross_entropy(&frozen_linear(hidden, head, None)?, targets, weights)
+    let head = head.detach();
+    if !fused(&[hidden, &head, weights]) {
+        return composed::cross_entropy(&frozen_linear(hidden, &head, None)?, targets, &weights.detach());
+    }
+    let (n, width) = hidden.dims2()?;
+    let labels = Labels::read(targets, weights, n, head.dim(0)?)?;
+    let counted: Vec<usize> = (0..n).filter(|&row| labels.weights[row] != 0.0).collect();
+    let source = hidden.detach().contiguous()?;
+    let mut loss = 0.0;
+    let mut gradient = hidden.track_op().then(|| vec![0.0; n * width]);
+    for rows in counted.chunks((CHUNK / head.dim(0)?.max(1)).clamp(1, 1024)) {
+        let labels = labels.only(rows);
+        let index = Tensor::from_vec(rows.iter().map(|&row| row as u32).collect(), rows.len(), source.device())?;
+        let logits = frozen_linear(&source.index_select(&index, 0)?, &head, None)?;
+        let logits_values = Values::of(&logits)?;
+        loss += labels.loss(&logits_values);
+        if let Some(gradient) = &mut gradient {
+            let dlogits = Tensor::from_vec(labels.gradient(&logits_values, 1.0), logits.shape(), logits.device())?;
+            let dhidden = dlogits.matmul(&head)?;
+            for (&row, dhidden) in rows.iter().zip(Values::of(&dhidden)?.chunks_exact(width)) {
+                gradient[row * width..][..width].copy_from_slice(dhidden);
+            }
+        }
+    }
+    scalar_with_gradient(hidden, loss, gradient)
+}
+
+fn scalar_with_gradient(hidden: &Tensor, loss: f64, gradient: Option<Vec<f32>>) -> Result<Tensor> {
+    match gradient {
+        None => Tensor::new(loss as f32, hidden.device()),
+        Some(gradient) => {
+            let gradient = Tensor::from_vec(gradient, hidden.shape(), hidden.device())?;
+            hidden.apply_op1(Known { value: loss as f32, gradient })
+        }
+    }
+}
+
+/// Targets and weights of the rows of (N, V) logits.
+struct Labels {
+    targets: Vec<u32>,
+    weights: Vec<f32>,
+    vocabulary: usize,
+}
+
+vectorised! {
+    /// Largest value of a row and the sum of e^(x - largest).
+    fn exponential_sum(row: &[f32]) -> (f32, f32) {
+        let shift = largest(row);
+        (shift, sum_of(row.len(), |i| exp(row[i] - shift)))
+    }
+
+    /// scale * softmax(row).
+    fn scaled_softmax(row: &[f32], scale: f32, out: &mut [f32]) {
+        let (shift, sum) = exponential_sum(row);
+        let scale = scale / sum;
+        for (out, &x) in out.iter_mut().zip(row) {
+            *out = exp(x - shift) * scale;
+        }
+    }
+}
+
+impl Labels {
+    fn read(targets: &Tensor, weights: &Tensor, rows: usize, vocabulary: usize) -> Result<Self> {
+        let (targets, weights) = (targets.to_vec1::<u32>()?, weights.to_vec1::<f32>()?);
+        if targets.len() != rows || weights.len() != rows {
+            bail!("cross-entropy: {rows} rows of logits, {} targets, {} weights", targets.len(), weights.len());
+        }
+        let outside = targets.iter().zip(&weights).find(|&(&t, &w)| w != 0.0 && t as usize >= vocabulary);
+        if let Some((target, _)) = outside {
+            bail!("cross-entropy: target {target} is outside the vocabulary of {vocabulary}");
+        }
+        Ok(Labels { targets, weights, vocabulary })
+    }
+
+    fn only(&self, rows: &[usize]) -> Labels {
+        let (targets, weights) = rows.iter().map(|&row| (self.targets[row], self.weights[row])).unzip();
+        Labels { targets, weights, vocabulary: self.vocabulary }
+    }
+
+    fn loss(&self, logits: &[f32]) -> f64 {
+        let row_loss = |(row, logits): (usize, &[f32])| {
+            if self.weights[row] == 0.0 {
+                return 0.0;
+            }
+            let (shift, sum) = exponential_sum(logits);
+            let own = logits[self.targets[row] as usize];
+            f64::from(self.weights[row]) * (f64::from(sum).ln() + f64::from(shift) - f64::from(own))
+        };
+        let losses: Vec<f64> = logits.par_chunks_exact(self.vocabulary).enumerate().map(row_loss).collect();
+        losses.iter().sum()
+    }
+
+    /// (softmax - one-hot) * weight * upstream, (N, V).
+    fn gradient(&self, logits: &[f32], upstream: f32) -> Vec<f32> {
+        let v = self.vocabulary;
+        let rows = rows_a_piece(v);
+        let mut gradient = vec![0.0; logits.len()];
+        for_pieces(&mut gradient, rows * v, |i, piece| {
+            for (row, out) in (i * rows..).zip(piece.chunks_exact_mut(v)) {
+                let scale = self.weights[row] * upstream;
+                if self.weights[row] != 0.0 {
+                    scaled_softmax(&logits[row * v..][..v], scale, out);
+                    out[self.targets[row] as usize] -= scale;
+                }
+            }
+        });
+        gradient
+    }
+}
+
+struct CrossEntropy {
+    labels: Labels,
+}
+
+impl CustomOp1 for CrossEntropy {
+    fn name(&self) -> &'static str {
+        "cross-entropy"
+    }
+
+    fn cpu_fwd(&self, logits: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let loss = self.labels.loss(values(logits, layout)?);
+        Ok((CpuStorage::F32(vec![loss as f32]), Shape::from(())))
+    }
+
+    fn bwd(&self, logits: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let gradient = self.labels.gradient(&Values::of(logits)?, grad.to_scalar::<f32>()?);
+        Ok(Some(Tensor::from_vec(gradient, logits.shape(), logits.device())?))
+    }
+}
+
+/// A scalar whose value and gradient are known beforehand.
+struct Known {
+    value: f32,
+    gradient: Tensor,
+}
+
+impl CustomOp1 for Known {
+    fn name(&self) -> &'static str {
+        "linear-cross-entropy"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        Ok((CpuStorage::F32(vec![self.value]), Shape::from(())))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        Ok(Some(self.gradient.affine(f64::from(grad.to_scalar::<f32>()?), 0.0)?))
+    }
 }

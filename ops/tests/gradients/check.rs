@@ -18,7 +18,7 @@ pub fn flat(x: &Tensor) -> Vec<f32> {
 pub type Inputs<'a> = &'a [Tensor];
 
 /// The output and the gradient of each input of `sum(output * upstream)`.
-fn run(inputs: Inputs, f: &dyn Fn(Inputs) -> Result<Tensor>) -> (Vec<f32>, Vec<Vec<f32>>) {
+pub fn run(inputs: Inputs, f: &dyn Fn(Inputs) -> Result<Tensor>) -> (Vec<f32>, Vec<Vec<f32>>) {
     let vars: Vec<Var> = inputs.iter().map(|x| Var::from_tensor(x).unwrap()).collect();
     let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
     let y = f(&tensors).unwrap();

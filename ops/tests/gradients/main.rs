@@ -2,6 +2,9 @@
 
 mod attention;
 mod check;
+mod conv3d;
+mod cross_entropy;
 mod elementwise;
 mod linear;
 mod rows;
+mod threads;

@@ -1,0 +1,50 @@
+use candle_core::{Device, Tensor, Var};
+use ctscribe_ops::{self as ops, composed};
+
+use crate::check::{check, flat, noise};
+
+fn labels(n: usize, vocabulary: usize) -> (Tensor, Tensor) {
+    let targets: Vec<u32> = (0..n).map(|i| (i * 7 % vocabulary) as u32).collect();
+    let weights: Vec<f32> = (0..n).map(|i| [1.0, 0.0, 0.25][i % 3]).collect();
+    (Tensor::new(targets, &Device::Cpu).unwrap(), Tensor::new(weights, &Device::Cpu).unwrap())
+}
+
+#[test]
+fn cross_entropy_equals_its_composed_form() {
+    for (n, v) in [(1, 2), (5, 3), (17, 101), (40, 1000)] {
+        let (targets, weights) = labels(n, v);
+        check("cross-entropy", &[noise(&[n, v], 1)], &|x| ops::cross_entropy(&x[0], &targets, &weights), &|x| {
+            composed::cross_entropy(&x[0], &targets, &weights)
+        });
+    }
+}
+
+#[test]
+fn linear_cross_entropy_equals_the_loss_of_whole_logits() {
+    // 70,000 words: chunks of 59 rows, so that 100 counted rows take two.
+    for (n, d, v) in [(1, 3, 4), (20, 16, 50), (150, 4, 70_000)] {
+        let (targets, weights) = labels(n, v);
+        let head = noise(&[v, d], 2);
+        let whole = |x: &Tensor| composed::cross_entropy(&composed::linear(x, &head, None)?, &targets, &weights);
+        let x = [noise(&[n, d], 1)];
+        check("linear cross-entropy", &x, &|x| ops::linear_cross_entropy(&x[0], &head, &targets, &weights), &|x| whole(&x[0]));
+    }
+}
+
+#[test]
+fn ignored_rows_and_the_frozen_head_get_no_gradient() {
+    let (targets, weights) = labels(6, 5);
+    let (x, head) = (Var::from_tensor(&noise(&[6, 3], 1)).unwrap(), Var::from_tensor(&noise(&[5, 3], 2)).unwrap());
+    let grads = ops::linear_cross_entropy(&x, &head, &targets, &weights).unwrap().backward().unwrap();
+    let dx = flat(grads.get(&x).unwrap());
+    assert!(grads.get(&head).is_none());
+    assert!(dx.chunks(3).enumerate().all(|(i, row)| row.iter().all(|&g| (g == 0.0) == (i % 3 == 1))));
+}
+
+#[test]
+fn a_target_outside_the_vocabulary_is_named() {
+    let (_, weights) = labels(3, 5);
+    let targets = Tensor::new(&[0u32, 9, 5], &Device::Cpu).unwrap();
+    let error = ops::cross_entropy(&noise(&[3, 5], 1), &targets, &weights).unwrap_err().to_string();
+    assert!(error.contains("target 5 is outside the vocabulary of 5"), "{error}");
+}
