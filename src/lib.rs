@@ -22,6 +22,7 @@
 pub mod error;
 
 pub mod text;
+pub mod volume;
 pub mod weights;
 
 pub mod decoder;
