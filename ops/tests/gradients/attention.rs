@@ -91,3 +91,19 @@ fn attention_with_weights_has_gradients_through_both() {
         both(composed::attention_with_weights(&x[0], &x[1], &x[2], &options)?)
     });
 }
+
+#[test]
+fn a_bias_alone_gets_its_gradient_and_a_constant_bias_none() {
+    let x = inputs((2, 2, 1, 5, 9, 8));
+    let loss = |q: &Tensor, bias: &Tensor| {
+        let options = Attention { scale: 0.3, causal: false, key_mask: None, bias: Some(bias) };
+        ops::attention(q, &x[1], &x[2], &options).unwrap().sqr().unwrap().sum_all().unwrap()
+    };
+    let (q, bias) = (Var::from_tensor(&x[0]).unwrap(), Var::from_tensor(&x[3]).unwrap());
+    let both = loss(&q, &bias).backward().unwrap();
+    let only_bias = loss(&x[0], &bias).backward().unwrap();
+    let only_q = loss(&q, &x[3]).backward().unwrap();
+    assert_eq!(flat(only_bias.get(&bias).unwrap()), flat(both.get(&bias).unwrap()));
+    assert_eq!(flat(only_q.get(&q).unwrap()), flat(both.get(&q).unwrap()));
+    assert!(only_q.get(&x[3]).is_none());
+}
