@@ -53,6 +53,8 @@ fn masked_keys_are_not_seen() {
     let mask: Vec<u32> = lengths.iter().flat_map(|&n| (0..45).map(move |j| u32::from(j < n))).collect();
     let mask = Tensor::from_vec(mask, (2, 45), &Device::Cpu).unwrap();
     check_attention("padded behind", (2, 4, 2, 10, 45, 8), false, Some(&mask), true);
+    check_attention("one query, causal", (2, 4, 2, 1, 45, 8), true, Some(&mask), true);
+    check_attention("two queries, causal", (2, 2, 2, 2, 45, 8), true, Some(&mask), true);
     check_attention("padded behind, causal", (2, 4, 2, 45, 45, 8), true, Some(&mask), false);
 }
 
