@@ -76,6 +76,7 @@ fn main() -> Result<()> {
     attention([192, 4, 4, 36, 36, 16], false, true)?;
     attention([32, 8, 8, 10, 288, 16], false, false)?;
     attention([2, 8, 8, 576, 576, 32], false, true)?;
+    attention([1, 8, 8, 1, 600, 64], true, false)?;
     attention([1, 8, 8, 510, 510, 128], true, false)?;
     compare(
         "conv [2, 8, 12, 12, 128]",

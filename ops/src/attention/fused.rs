@@ -19,10 +19,12 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &Attention) -> Res
     if visible.as_ref().is_some_and(|visible| visible.len() != k.dims()[0] * k.dims()[2]) {
         bail!("attention: the key mask has not (B, M) values for keys of {:?}", k.shape());
     }
-    let bias_gradient = Arc::new(Mutex::new(None));
+    let mut bias_gradient = None;
     let mut q = last_axis_dense(q)?;
     if let Some(bias) = options.bias.filter(|bias| bias.track_op()) {
-        q = q.contiguous()?.apply_op2(&bias.contiguous()?, BiasGradient { gradient: bias_gradient.clone() })?;
+        let gradient = Arc::new(Mutex::new(None));
+        q = q.contiguous()?.apply_op2(&bias.contiguous()?, BiasGradient { gradient: gradient.clone() })?;
+        bias_gradient = Some(gradient);
     }
     let bias = options.bias.map(|bias| bias.detach().contiguous()).transpose()?;
     let op = Fused { scale: options.scale as f32, causal: options.causal, visible, bias, bias_gradient };
@@ -59,7 +61,8 @@ struct Fused {
     /// (B, M)
     visible: Option<Vec<bool>>,
     bias: Option<Tensor>,
-    bias_gradient: Arc<Mutex<Option<Tensor>>>,
+    /// Where the bias's gradient goes, if it is wanted.
+    bias_gradient: Option<Arc<Mutex<Option<Tensor>>>>,
 }
 
 /// A (B, H, L, D) tensor whose last axis is dense.
@@ -120,17 +123,17 @@ impl Fused {
     }
 
     /// dq, dk, dv, and the bias's gradient as partial sums over parts of the batch, for each of which heads come in order.
-    fn backward(&self, q: Heads, k: Heads, v: Heads, grad: &[f32]) -> Result<(Vec<f32>, Vec<f32>, Vec<f32>, Vec<f32>)> {
+    fn backward(&self, q: Heads, k: Heads, v: Heads, grad: &[f32]) -> Result<[Vec<f32>; 4]> {
         let sizes = sizes(q.layout, k.layout, v.layout)?;
         let (b, h, kv, l, m, d) = sizes;
         let shared = h / kv;
         let bias = self.bias.as_ref().map(Values::of).transpose()?;
         let bias = bias.as_deref();
-        let parts = if bias.is_some() { TASKS.div_ceil(kv).min(b) } else { b };
+        let parts = if self.bias_gradient.is_some() { TASKS.div_ceil(kv).min(b) } else { b };
         let batch = b.div_ceil(parts);
         let parts = b.div_ceil(batch);
         let (mut dq, mut dk, mut dv) = (vec![0.0; b * h * l * d], vec![0.0; b * kv * m * d], vec![0.0; b * kv * m * d]);
-        let mut partials = vec![0.0; if bias.is_some() { parts * h * l * m } else { 0 }];
+        let mut partials = vec![0.0; if self.bias_gradient.is_some() { parts * h * l * m } else { 0 }];
         let mut tasks: Vec<(usize, Option<&mut [f32]>, Vec<_>)> = (0..parts * kv).map(|i| (i % kv, None, Vec::new())).collect();
         for (task, partial) in tasks.iter_mut().zip(partials.chunks_mut(shared * l * m)) {
             task.1 = Some(partial);
@@ -148,7 +151,7 @@ impl Fused {
                 self.problem(b, sizes).backward(&queries, k.head(b, kv_head), v.head(b, kv_head), bias, grad, out);
             }
         });
-        Ok((dq, dk, dv, partials))
+        Ok([dq, dk, dv, partials])
     }
 }
 
@@ -181,10 +184,10 @@ impl CustomOp3 for Fused {
         let grad = grad.contiguous()?;
         let ((qs, ql), (ks, kl), (vs, vl)) = (q.storage_and_layout(), k.storage_and_layout(), v.storage_and_layout());
         let heads = (Heads::of(&qs, ql)?, Heads::of(&ks, kl)?, Heads::of(&vs, vl)?);
-        let (dq, dk, dv, partials) = self.backward(heads.0, heads.1, heads.2, &Values::of(&grad)?)?;
-        if let Some(bias) = &self.bias {
+        let [dq, dk, dv, partials] = self.backward(heads.0, heads.1, heads.2, &Values::of(&grad)?)?;
+        if let (Some(bias), Some(wanted)) = (&self.bias, &self.bias_gradient) {
             let gradient = Tensor::from_vec(sum_partials(&partials, bias.elem_count()), bias.shape(), bias.device())?;
-            *self.bias_gradient.lock().expect("no holder of the lock panics") = Some(gradient);
+            *wanted.lock().expect("no holder of the lock panics") = Some(gradient);
         }
         let tensor = |values: Vec<f32>, like: &Tensor| Tensor::from_vec(values, like.shape(), like.device());
         Ok((Some(tensor(dq, q)?), Some(tensor(dk, k)?), Some(tensor(dv, v)?)))

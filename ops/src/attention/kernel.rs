@@ -7,6 +7,9 @@ use crate::softmax::softmax_row;
 /// Queries of a block: its logits stay in the second-level cache.
 const BLOCK: usize = 32;
 
+/// Up to this many queries to a key-value head are taken one by one.
+const FEW: usize = 4;
+
 /// Rows of one head: row i starts at `i * stride`.
 #[derive(Clone, Copy)]
 pub struct Rows<'a> {
@@ -91,6 +94,22 @@ vectorised! {
         }
     }
 
+    /// Writes the inner products of one query with the first rows of `keys`, one for each value of `logits`.
+    fn inner_products(q: &[f32], keys: Rows, scale: f32, logits: &mut [f32]) {
+        for (j, logit) in logits.iter_mut().enumerate() {
+            *logit = scale * dot(q, &keys.values[j * keys.stride..][..q.len()]);
+        }
+    }
+
+    /// out = sum of p\[j\] times row j of `values`.
+    fn weighted_sum(p: &[f32], values: Rows, out: &mut [f32]) {
+        for (j, &p) in p.iter().enumerate() {
+            for (out, &x) in out.iter_mut().zip(&values.values[j * values.stride..]) {
+                *out = p.mul_add(x, *out);
+            }
+        }
+    }
+
     fn add(sum: &mut [f32], x: &[f32]) {
         sum.iter_mut().zip(x).for_each(|(sum, x)| *sum += x);
     }
@@ -133,6 +152,9 @@ impl Problem<'_> {
 
     /// One key-value head and the query heads that share it. out: (heads, L, D).
     pub fn forward(&self, queries: &[Rows], keys: Rows, values: Rows, bias: Option<&[f32]>, out: &mut [f32]) {
+        if self.l * queries.len() <= FEW {
+            return self.forward_few(queries, keys, values, bias, out);
+        }
         let (width, d_width) = (padded(self.m), padded(self.d));
         let (keys_turned, values) = (pack_turned(keys, self.m, self.d), pack(values, 0, self.m, self.d, 1.0));
         let mut p = vec![0.0; BLOCK.min(self.l) * width];
@@ -147,6 +169,21 @@ impl Problem<'_> {
                 add_product(&mut y, left, &values, d_width, d_width);
                 unpack(&y, &mut out[block.first * self.d..][..block.rows * self.d], self.d, 1.0);
             }
+        }
+    }
+
+    /// As [`Self::forward`], one query at a time: for generation, where turning the keys would cost more than using them.
+    fn forward_few(&self, queries: &[Rows], keys: Rows, values: Rows, bias: Option<&[f32]>, out: &mut [f32]) {
+        let mut p = vec![0.0; self.m];
+        for (row, out) in out.chunks_exact_mut(self.d).enumerate() {
+            let (head, query) = (row / self.l, row % self.l);
+            let q = &queries[head].values[query * queries[head].stride..][..self.d];
+            inner_products(q, keys, self.scale, &mut p);
+            if let Some(bias) = bias {
+                add(&mut p, &bias[row * self.m..][..self.m]);
+            }
+            normalise(&mut p, self.end(query), self.m, self.visible.unwrap_or(&[]), self.sees_nothing(query));
+            weighted_sum(&p, values, out);
         }
     }
 

@@ -53,6 +53,8 @@ fn masked_keys_are_not_seen() {
     let mask: Vec<u32> = lengths.iter().flat_map(|&n| (0..45).map(move |j| u32::from(j < n))).collect();
     let mask = Tensor::from_vec(mask, (2, 45), &Device::Cpu).unwrap();
     check_attention("padded behind", (2, 4, 2, 10, 45, 8), false, Some(&mask), true);
+    check_attention("one query, causal", (2, 4, 2, 1, 45, 8), true, Some(&mask), true);
+    check_attention("two queries, causal", (2, 2, 2, 2, 45, 8), true, Some(&mask), true);
     check_attention("padded behind, causal", (2, 4, 2, 45, 45, 8), true, Some(&mask), false);
 }
 
@@ -90,4 +92,20 @@ fn attention_with_weights_has_gradients_through_both() {
     check("weights", &x[..3], &|x| both(ops::attention_with_weights(&x[0], &x[1], &x[2], &options)?), &|x| {
         both(composed::attention_with_weights(&x[0], &x[1], &x[2], &options)?)
     });
+}
+
+#[test]
+fn a_bias_alone_gets_its_gradient_and_a_constant_bias_none() {
+    let x = inputs((2, 2, 1, 5, 9, 8));
+    let loss = |q: &Tensor, bias: &Tensor| {
+        let options = Attention { scale: 0.3, causal: false, key_mask: None, bias: Some(bias) };
+        ops::attention(q, &x[1], &x[2], &options).unwrap().sqr().unwrap().sum_all().unwrap()
+    };
+    let (q, bias) = (Var::from_tensor(&x[0]).unwrap(), Var::from_tensor(&x[3]).unwrap());
+    let both = loss(&q, &bias).backward().unwrap();
+    let only_bias = loss(&x[0], &bias).backward().unwrap();
+    let only_q = loss(&q, &x[3]).backward().unwrap();
+    assert_eq!(flat(only_bias.get(&bias).unwrap()), flat(both.get(&bias).unwrap()));
+    assert_eq!(flat(only_q.get(&q).unwrap()), flat(both.get(&q).unwrap()));
+    assert!(only_q.get(&x[3]).is_none());
 }
