@@ -2,7 +2,14 @@
 
 pub mod bert;
 mod encoder;
+mod findings;
+mod reference_rules;
+mod report;
+mod structures;
 mod tokenizer;
 
 pub use encoder::{EncoderConfig, Pooling, TextEncoder, padded};
+pub use findings::{FINDINGS, LABELLER, label_report};
+pub use report::{PromptText, Sections, report_text};
+pub use structures::{Assignment, Rules, Structures};
 pub use tokenizer::Tokenizer;
