@@ -31,6 +31,9 @@ pub mod vision;
 
 pub mod config;
 
+pub mod evaluate;
+
+pub mod compare;
 pub mod train;
 pub mod viewer;
 
