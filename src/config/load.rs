@@ -114,3 +114,46 @@ fn set(root: &mut Value, text: &str) -> std::result::Result<(), String> {
     *at = value;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_preset_is_whole_and_reads_back_as_it_was_written() {
+        for name in Config::presets() {
+            let config = Config::load(name, &[]).unwrap_or_else(|e| panic!("{e}"));
+            assert_eq!(Config::parse(name, &config.to_yaml().unwrap(), &[]).unwrap(), config);
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_that_names_it() {
+        let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/configs/phantom.yaml")).unwrap();
+        let message = Config::parse("mine.yaml", &text.replace("threads: 2", "threads: 2\nthreds: 2"), &[]).unwrap_err().to_string();
+        assert!(message.starts_with("mine.yaml") && message.contains("threds"), "{message}");
+        let message = Config::load("phantom", &["llama.lora.rank=4".to_string()]).unwrap_err().to_string();
+        assert!(message.contains("--set llama.lora.rank: no key rank"), "{message}");
+    }
+
+    #[test]
+    fn all_faults_are_listed_at_once() {
+        let bad = ["structure.selection.patches=9999", "bert.model.num_attention_heads=5", "train_structure.training.batch=0"];
+        let message = Config::load("phantom", &bad.map(String::from)).unwrap_err().to_string();
+        for part in [
+            "structure.selection.patches: 9999 exceeds the 288 patches",
+            "bert.model.num_attention_heads: 5",
+            "train_structure.training.batch: must",
+        ] {
+            assert!(message.contains(part), "{message}");
+        }
+    }
+
+    #[test]
+    fn overrides_reach_their_keys() {
+        let set = ["llama.lora.r=4".to_string(), "llama.generation.strategy=!beam {width: 2, length_penalty: 1.0}".to_string()];
+        let config = Config::load("phantom", &set).unwrap();
+        assert_eq!(config.llama.lora.r, 4);
+        assert_eq!(config.llama.generation.strategy, crate::decoder::Strategy::Beam { width: 2, length_penalty: 1.0 });
+    }
+}

@@ -1,3 +1,122 @@
-//! config
+//! A run's configuration: every number of both stages, read from a preset, checked before anything starts.
+//!
+//! Each model's configuration lives beside the model; this module puts them together. No key has a default.
+
+mod faults;
+mod load;
+mod stages;
 mod training;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::structure::{HeadConfig, LossConfig, QueriesConfig, QueueConfig, SelectionConfig};
+use crate::text::{EncoderConfig, Sections};
+use crate::vision::CtVitConfig;
+use crate::volume::PreparationConfig;
+
+pub use stages::{BertStage, LanguageStage, LlamaStage, StructureStage};
 pub use training::{Decay, OptimizerConfig, Schedule, TrainingConfig};
+
+/// The version of the configuration's keys that this program reads.
+pub const SCHEMA: u32 = 1;
+
+/// A run, whole.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Version of these keys.
+    pub schema: u32,
+    /// Where every random number comes from.
+    pub seed: u64,
+    /// Micro-batches at once.
+    pub threads: usize,
+    /// Which studies, which text.
+    pub data: DataConfig,
+    /// From a scan to the model's input.
+    pub volume: PreparationConfig,
+    /// Structures and the frozen text encoder.
+    pub text: TextConfig,
+    /// CT-ViT.
+    pub vision: VisionConfig,
+    /// Queries, selection, contrast.
+    pub structure: StructureConfig,
+    /// How stage one is trained.
+    pub train_structure: StructureStage,
+    /// A small language model of one's own; null: LLaMA comes from a folder.
+    pub language: Option<LanguageStage>,
+    /// Stage two with LLaMA and LoRA.
+    pub llama: LlamaStage,
+    /// Stage two with the BERT decoder.
+    pub bert: BertStage,
+}
+
+/// Which studies of a dataset, and what of their reports.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// Which sections make the report.
+    pub sections: Sections,
+    /// Shorter reports (in characters) are left out, and counted.
+    pub min_report_chars: usize,
+    /// Which reconstructions of a scan.
+    pub reconstructions: Reconstructions,
+    /// Share of the training patients kept for validation; the official validation studies are the test set.
+    pub validation_share: f64,
+}
+
+/// Which reconstructions of a scan are used: all share one report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reconstructions {
+    /// The first (`_1`).
+    First,
+    /// All.
+    All,
+}
+
+/// The text side of stage one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextConfig {
+    /// `ours`, `reference`, or the path of a rule file.
+    pub structures: String,
+    /// The frozen encoder.
+    pub encoder: EncoderConfig,
+}
+
+/// The volume encoder.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VisionConfig {
+    /// Its sizes.
+    pub ct_vit: CtVitConfig,
+    /// Whether the queries see tokens after vector quantisation (CT-CLIP's image features) or before (the method).
+    pub quantize: bool,
+    /// A checkpoint to start from (CT-CLIP's `.pt` or safetensors); null: fresh.
+    pub weights: Option<PathBuf>,
+}
+
+/// The method's own parts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StructureConfig {
+    /// The structure queries.
+    pub queries: QueriesConfig,
+    /// Which patches become visual tokens.
+    pub selection: SelectionConfig,
+    /// The contrast space.
+    pub head: HeadConfig,
+    /// The loss.
+    pub loss: LossConfig,
+    /// The queue of negatives.
+    pub queue: QueueConfig,
+}
+
+impl StructureConfig {
+    /// Visual tokens V a volume.
+    pub fn visual_tokens(&self) -> usize {
+        self.selection.visual_tokens(self.queries.structures())
+    }
+}
