@@ -25,6 +25,7 @@ pub mod text;
 pub mod volume;
 pub mod weights;
 
+pub mod data;
 pub mod decoder;
 pub mod structure;
 pub mod vision;

@@ -1,1 +1,3 @@
-//! data
+//! Data sets: drawn phantoms in CT-RATE's layout.
+
+pub mod phantom;
