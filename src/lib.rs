@@ -33,9 +33,15 @@ pub mod vision;
 pub mod config;
 
 pub mod evaluate;
+pub mod generate;
 
+pub mod assess;
 pub mod compare;
 pub mod train;
 pub mod viewer;
+
+pub mod demo;
+
+pub mod cli;
 
 pub use error::{Error, Result};

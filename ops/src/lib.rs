@@ -23,7 +23,7 @@ pub use conv3d::{ConvPadding, depthwise_conv3d};
 pub use cross_entropy::{cross_entropy, linear_cross_entropy};
 pub use dropout::dropout;
 pub use linear::{frozen_linear, linear};
-pub use memory::reuse_freed_memory;
+pub use memory::{keep_elementwise_work_on_its_thread, reuse_freed_memory};
 pub use norm::{l2_normalize, layer_norm, rms_norm};
 pub use rope::{rope, rope_tables};
 pub use softmax::softmax;

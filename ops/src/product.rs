@@ -35,11 +35,13 @@ vectorised! {
             }
             for tile in (0..n).step_by(TILE) {
                 let mut sums = [[0.0f32; TILE]; ROWS];
-                for (a, right) in panel.iter().zip(right.chunks(stride)) {
-                    let b: &[f32; TILE] = right[tile..tile + TILE].try_into().expect("the slice has a tile's length");
-                    for (sums, &a) in sums.iter_mut().zip(a) {
-                        for (sum, &b) in sums.iter_mut().zip(b) {
-                            *sum = a.mul_add(b, *sum);
+                // by index: the iterators' constructors are not always inlined into code for wider registers
+                for p in 0..k {
+                    let a = panel[p];
+                    let b: &[f32; TILE] = right[p * stride + tile..][..TILE].try_into().expect("the slice has a tile's length");
+                    for r in 0..ROWS {
+                        for t in 0..TILE {
+                            sums[r][t] = a[r].mul_add(b[t], sums[r][t]);
                         }
                     }
                 }

@@ -1,6 +1,7 @@
 //! Functions that the compiler turns into vector code, and the elementary functions in a form that it can.
 
-/// Compiles each function twice on x86-64, for AVX2 with FMA and for the baseline, and picks by the processor.
+/// Compiles each function three times on x86-64, for AVX-512, for AVX2 with FMA and for the baseline, and picks by the processor.
+/// Products are fused and sums ordered alike in all three.
 macro_rules! vectorised {
     ($($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $out:ty)? $body:block)*) => {$(
         $(#[$meta])*
@@ -12,6 +13,18 @@ macro_rules! vectorised {
                 #[target_feature(enable = "avx2,fma")]
                 fn wide($($arg: $type),*) $(-> $out)? {
                     body($($arg),*)
+                }
+                #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
+                fn widest($($arg: $type),*) $(-> $out)? {
+                    body($($arg),*)
+                }
+                if std::arch::is_x86_feature_detected!("avx512f")
+                    && std::arch::is_x86_feature_detected!("avx512vl")
+                    && std::arch::is_x86_feature_detected!("avx512bw")
+                    && std::arch::is_x86_feature_detected!("avx512dq")
+                {
+                    // SAFETY: the processor has the features that `widest` is compiled for.
+                    return unsafe { widest($($arg),*) };
                 }
                 if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
                     // SAFETY: the processor has the two features that `wide` is compiled for.

@@ -12,6 +12,7 @@ mod observe;
 mod phantom;
 mod prepare;
 mod retrieve;
+mod run;
 mod train;
 mod weights;
 

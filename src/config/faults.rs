@@ -10,6 +10,7 @@ impl Config {
     pub(super) fn shape_faults(&self) -> Vec<String> {
         let mut faults = self.volume.faults("volume");
         faults.extend(self.vision.ct_vit.faults("vision.ct_vit", self.volume.shape()));
+        faults.extend(self.phantoms.iter().flat_map(|phantoms| phantoms.faults("phantoms")));
         faults.extend(self.structure_faults());
         faults.extend(self.decoder_faults());
         faults

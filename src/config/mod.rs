@@ -11,8 +11,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::DataConfig;
+use crate::data::phantom::PhantomConfig;
 use crate::structure::{HeadConfig, LossConfig, QueriesConfig, QueueConfig, SelectionConfig};
-use crate::text::{EncoderConfig, Sections};
+use crate::text::EncoderConfig;
 use crate::vision::CtVitConfig;
 use crate::volume::PreparationConfig;
 
@@ -32,6 +34,8 @@ pub struct Config {
     pub seed: u64,
     /// Micro-batches at once.
     pub threads: usize,
+    /// The synthetic dataset that `demo` and `phantom` draw; null: none.
+    pub phantoms: Option<PhantomConfig>,
     /// Which studies, which text.
     pub data: DataConfig,
     /// From a scan to the model's input.
@@ -50,30 +54,6 @@ pub struct Config {
     pub llama: LlamaStage,
     /// Stage two with the BERT decoder.
     pub bert: BertStage,
-}
-
-/// Which studies of a dataset, and what of their reports.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DataConfig {
-    /// Which sections make the report.
-    pub sections: Sections,
-    /// Shorter reports (in characters) are left out, and counted.
-    pub min_report_chars: usize,
-    /// Which reconstructions of a scan.
-    pub reconstructions: Reconstructions,
-    /// Share of the training patients kept for validation; the official validation studies are the test set.
-    pub validation_share: f64,
-}
-
-/// Which reconstructions of a scan are used: all share one report.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Reconstructions {
-    /// The first (`_1`).
-    First,
-    /// All.
-    All,
 }
 
 /// The text side of stage one.

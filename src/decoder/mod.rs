@@ -6,10 +6,12 @@ mod labels;
 pub mod llama;
 mod processors;
 mod projector;
+mod report;
 mod search;
 mod step;
 
 pub use llama::{KvCache, Llama, LlamaConfig, LlamaPrompt};
 pub use projector::{Projector, ProjectorConfig, ProjectorKind, token_statistics};
+pub use report::{Network, ReportDecoder, TargetReport, weigh_rare_tokens};
 pub use search::{GenerationConfig, Strategy, generate};
 pub use step::NextToken;

@@ -68,6 +68,11 @@ impl Projector {
         Ok(Projector { layers, positions, statistics })
     }
 
+    /// Whether tokens are standardised.
+    pub fn standardises(&self) -> bool {
+        self.statistics.is_some()
+    }
+
     /// Takes mean and deviation of the training set's tokens, each (V, h); nothing where tokens are not standardised.
     pub fn set_statistics(&mut self, mean: Tensor, deviation: Tensor) {
         if self.statistics.is_some() {

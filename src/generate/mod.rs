@@ -1,1 +1,17 @@
-//! generate
+//! One scan in, one report with its evidence out.
+
+mod decoders;
+mod observations;
+mod observe;
+mod observer;
+mod reporter;
+mod split;
+mod text_features;
+
+pub use decoders::{Assembled, DecoderKind, assemble_bert, assemble_llama, decoder_file, llama_base, open_decoder, open_llama};
+pub use observations::{Observed, folder as observations_folder, read_tokens};
+pub use observe::{ObserveReport, observe, observe_volume};
+pub use observer::{MODEL, Observer};
+pub use reporter::{DRAFT, PatchEvidence, Report, Reporter, StructureEvidence, Timings, patch_evidence, report_scans};
+pub use split::{Visual, write_split};
+pub use text_features::{Features, centre, encode_reports, stack_features, structure_means};

@@ -76,8 +76,8 @@ pub fn contrast(head: &Head, batch: &Contrast, config: &OursLossConfig) -> Resul
             continue;
         }
         let index = Tensor::from_slice(&own, own.len(), &Device::Cpu)?;
-        let z = visual.narrow(1, s, 1)?.squeeze(1)?.index_select(&index, 0)?;
-        let texts = batch.features.narrow(1, s, 1)?.squeeze(1)?.index_select(&index, 0)?;
+        let z = visual.narrow(1, s, 1)?.squeeze(1)?.contiguous()?.index_select(&index, 0)?;
+        let texts = batch.features.narrow(1, s, 1)?.squeeze(1)?.contiguous()?.index_select(&index, 0)?;
         let candidates = match queued {
             Some(queue) => Tensor::cat(&[&texts, queue], 0)?,
             None => texts,

@@ -1,7 +1,7 @@
 //! A batch in micro-batches: several at once on their own threads, gradients summed in a fixed order.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use crate::{Error, Result};
 
@@ -12,26 +12,35 @@ pub fn in_threads<T: Sync, R: Send>(items: &[T], threads: usize, work: impl Fn(u
     if threads <= 1 || items.len() <= 1 {
         return items.iter().enumerate().map(|(index, item)| work(index, item)).collect();
     }
+    let pools = pools(threads.min(items.len()))?;
     let next = AtomicUsize::new(0);
     let done: Vec<Mutex<Option<Result<R>>>> = items.iter().map(|_| Mutex::new(None)).collect();
-    std::thread::scope(|scope| {
-        for _ in 0..threads.min(items.len()) {
-            // candle walks a graph recursively: a deep model needs more than a thread's usual 2 MiB
-            let builder = std::thread::Builder::new().stack_size(256 << 20);
-            let worker = || {
-                loop {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(item) = items.get(index) else { break };
-                    let result = work(index, item);
-                    *done[index].lock().expect("no other thread takes this slot") = Some(result);
-                }
-            };
-            builder.spawn_scoped(scope, worker).map_err(|e| Error::Invalid(format!("a thread could not be started: {e}")))?;
+    let worker = || {
+        while let Some((index, item)) = Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|index| Some((index, items.get(index)?))) {
+            let result = work(index, item);
+            *done[index].lock().expect("no other thread takes this slot") = Some(result);
         }
-        Ok::<(), Error>(())
-    })?;
+    };
+    std::thread::scope(|scope| {
+        for pool in &pools {
+            scope.spawn(|| pool.install(worker));
+        }
+    });
     let results = done.into_iter().map(|slot| slot.into_inner().expect("all threads have ended").expect("every slot was filled"));
     results.collect()
+}
+
+/// Pools of one thread each, made once: work that is split inside a micro-batch stays on its thread, where two micro-batches would
+/// otherwise take the cores from each other.
+fn pools(count: usize) -> Result<Vec<Arc<rayon::ThreadPool>>> {
+    static POOLS: Mutex<Vec<Arc<rayon::ThreadPool>>> = Mutex::new(Vec::new());
+    let mut pools = POOLS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    while pools.len() < count {
+        // candle walks a graph recursively: a deep model needs more than a thread's usual 2 MiB
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).stack_size(256 << 20).build();
+        pools.push(Arc::new(pool.map_err(|e| Error::Invalid(format!("a thread could not be started: {e}")))?));
+    }
+    Ok(pools[..count].to_vec())
 }
 
 /// The sum of the micro-batches' gradients, in their order: the same bits whatever thread ended first.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::weights;
+use crate::weights::{self, write_aside};
 use crate::{Error, Result};
 
 /// What a checkpoint says of itself beside its tensors.
@@ -195,15 +195,6 @@ fn same_bits(a: &Tensor, b: &Tensor) -> Result<bool> {
         Ok(t.flatten_all()?.to_dtype(candle_core::DType::F64)?.to_vec1::<f64>()?.iter().map(|v| v.to_bits()).collect())
     };
     Ok(values(a)? == values(b)?)
-}
-
-/// Writes `bytes` to `path`: aside, fsynced, renamed.
-pub fn write_aside(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(|e| Error::io(folder, e))?;
-    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(|e| Error::io(path, e))?;
-    file.persist(path).map_err(|e| Error::io(path, e.error))?;
-    Ok(())
 }
 
 fn sync_folder(path: &Path) -> Result<()> {

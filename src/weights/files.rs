@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor, pickle};
@@ -133,15 +133,43 @@ fn unwrapped(name: &str) -> String {
 
 /// Writes `tensors` and `metadata` to a safetensors file: aside, fsynced, renamed.
 pub fn save(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: &HashMap<String, String>) -> Result<()> {
+    let aside = write_beside(path, tensors, metadata)?;
+    aside.as_file().sync_all().map_err(|e| Error::io(path, e))?;
+    aside.persist(path).map_err(|e| Error::io(path, e.error))?;
+    Ok(())
+}
+
+/// As [`save`] without the fsync: for files that can be made again (caches).
+pub fn write(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: &HashMap<String, String>) -> Result<()> {
+    write_beside(path, tensors, metadata)?.persist(path).map_err(|e| Error::io(path, e.error))?;
+    Ok(())
+}
+
+fn write_beside(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: &HashMap<String, String>) -> Result<tempfile::NamedTempFile> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let aside = tempfile::NamedTempFile::new_in(folder).map_err(|e| Error::io(folder, e))?;
+    let aside = beside(folder)?;
     let metadata = (!metadata.is_empty()).then(|| metadata.clone());
     let contiguous: Vec<(String, Tensor)> =
         tensors.iter().map(|(name, tensor)| Ok((name.clone(), tensor.contiguous()?))).collect::<Result<_>>()?;
     let views = contiguous.iter().map(|(name, tensor)| (name.as_str(), tensor));
     safetensors::serialize_to_file(views, metadata, aside.path()).map_err(|e| Error::file(path, e.to_string()))?;
-    aside.as_file().sync_all().map_err(|e| Error::io(path, e))?;
-    aside.persist(path).map_err(|e| Error::io(path, e.error))?;
+    Ok(aside)
+}
+
+/// A file in `folder` that will be renamed, readable by whom the umask allows.
+fn beside(folder: &Path) -> Result<tempfile::NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(folder).map_err(|e| Error::io(folder, e))
+}
+
+/// Writes `bytes` to `path`: aside, fsynced, renamed.
+pub fn write_aside(path: &Path, bytes: &[u8]) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = beside(folder)?;
+    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(|e| Error::io(path, e))?;
+    file.persist(path).map_err(|e| Error::io(path, e.error))?;
     Ok(())
 }
 

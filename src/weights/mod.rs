@@ -1,7 +1,9 @@
 //! Model tensors: where they come from and how strictly they must fit.
 
+mod catalogue;
 mod files;
 mod params;
 
-pub use files::{metadata, open, part, save, sha256};
+pub use catalogue::{CatalogueEntry, catalogue};
+pub use files::{metadata, open, part, save, sha256, write, write_aside};
 pub use params::{Init, LoadReport, Params};

@@ -1,0 +1,167 @@
+//! `ctscribe generate`.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+
+use crate::config::Config;
+use crate::decoder::{GenerationConfig, Strategy};
+use crate::error::chain;
+use crate::generate::{DecoderKind, Report, Reporter, report_scans};
+use crate::volume::find_scans;
+use crate::weights::write_aside;
+use crate::{Error, Result};
+
+use super::run::{DecoderArg, print_json};
+
+/// Arguments of `generate`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// NIfTI files, DICOM folders, or trees of them.
+    #[arg(required = true, value_name = "SCAN")]
+    scans: Vec<PathBuf>,
+    /// A run whose stages are trained.
+    #[arg(long, value_name = "FOLDER")]
+    run: PathBuf,
+    /// Which decoder.
+    #[arg(long, default_value = "llama")]
+    decoder: DecoderArg,
+    /// An adapter in PEFT's format, in place of the run's own.
+    #[arg(long, value_name = "FOLDER")]
+    adapter: Option<PathBuf>,
+    /// What is printed.
+    #[arg(long, default_value = "text")]
+    format: Format,
+    /// Also writes NAME.txt and NAME.json into this folder.
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+    /// Prints text as it comes.
+    #[arg(long)]
+    stream: bool,
+    #[command(flatten)]
+    decoding: Decoding,
+}
+
+/// How text or JSON is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// The report's text.
+    Text,
+    /// One JSON object a line: text, structures, patches with boxes and attention, timings.
+    Json,
+}
+
+/// In place of the run's own decoding keys.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Decoding (default: the run's own)")]
+struct Decoding {
+    /// The likeliest token each time.
+    #[arg(long, conflicts_with_all = ["beams", "temperature"])]
+    greedy: bool,
+    /// Beam search with this many beams.
+    #[arg(long, value_name = "N", conflicts_with = "temperature")]
+    beams: Option<usize>,
+    /// Samples at this temperature.
+    #[arg(long, value_name = "T")]
+    temperature: Option<f64>,
+    /// Samples among the likeliest tokens that together reach this probability.
+    #[arg(long, value_name = "P", requires = "temperature")]
+    top_p: Option<f64>,
+    /// Samples among this many of the likeliest tokens.
+    #[arg(long, value_name = "K", requires = "temperature")]
+    top_k: Option<usize>,
+    /// Divides the logits of tokens seen before (1: none).
+    #[arg(long, value_name = "F")]
+    repetition_penalty: Option<f64>,
+    /// No n-gram of this length twice (0: allowed).
+    #[arg(long, value_name = "N")]
+    no_repeat_ngram: Option<usize>,
+    /// No end before so many tokens.
+    #[arg(long, value_name = "N")]
+    min_tokens: Option<usize>,
+    /// Most tokens.
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<usize>,
+    /// Where sampling's random numbers come from.
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+}
+
+impl Decoding {
+    fn over(&self, own: &GenerationConfig) -> Result<GenerationConfig> {
+        let strategy = match (self.greedy, self.beams, self.temperature) {
+            (true, _, _) => Strategy::Greedy,
+            (_, Some(width), _) => Strategy::Beam { width, length_penalty: 1.0 },
+            (_, _, Some(temperature)) => Strategy::Sample { temperature, top_k: self.top_k, top_p: self.top_p.unwrap_or(1.0) },
+            _ => own.strategy,
+        };
+        let generation = GenerationConfig {
+            strategy,
+            max_new_tokens: self.max_tokens.unwrap_or(own.max_new_tokens),
+            min_new_tokens: self.min_tokens.unwrap_or(own.min_new_tokens),
+            repetition_penalty: self.repetition_penalty.unwrap_or(own.repetition_penalty),
+            no_repeat_ngram: self.no_repeat_ngram.unwrap_or(own.no_repeat_ngram),
+            seed: self.seed.unwrap_or(own.seed),
+            ..own.clone()
+        };
+        let faults = generation.faults("decoding");
+        if faults.is_empty() { Ok(generation) } else { Err(Error::Config { source_name: "the command line".to_string(), faults }) }
+    }
+}
+
+impl Args {
+    pub(super) fn run(self) -> Result<()> {
+        let kind: DecoderKind = self.decoder.into();
+        let generation = self.decoding.over(kind.generation(&Config::of_run(&self.run)?))?;
+        let scans = find_scans(&self.scans)?;
+        let reporter = Reporter::open(&self.run, kind, Some(generation), self.adapter.as_deref())?;
+        if let Some(out) = &self.out {
+            std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
+        }
+        let streams = self.stream && self.format == Format::Text;
+        let mut begun = None;
+        let mut on_text = |scan: &std::path::Path, text: &str| {
+            if streams {
+                if begun.as_deref() != Some(scan) {
+                    begun = Some(scan.to_path_buf());
+                    heading(scan, scans.len());
+                }
+                print!("{text}");
+                let _ = std::io::stdout().flush();
+            }
+        };
+        let mut on_report = |report: Report| self.finish(&report, streams, scans.len());
+        let mut on_failure = |_: &std::path::Path, error: &Error| eprintln!("error: {}", chain(error));
+        report_scans(&reporter, &scans, &mut on_text, &mut on_report, &mut on_failure)
+    }
+
+    fn finish(&self, report: &Report, streamed: bool, scans: usize) -> Result<()> {
+        for warning in &report.warnings {
+            eprintln!("warning: {}: {warning}", report.path.display());
+        }
+        if let Some(out) = &self.out {
+            let json = serde_json::to_string_pretty(report).map_err(|e| Error::file(out, e.to_string()))?;
+            write_aside(&out.join(format!("{}.json", report.study)), json.as_bytes())?;
+            write_aside(&out.join(format!("{}.txt", report.study)), format!("{}\n\n{}\n", report.text, report.notice).as_bytes())?;
+        }
+        match self.format {
+            Format::Json => print_json(report),
+            Format::Text if streamed => {
+                println!("\n");
+                Ok(())
+            }
+            Format::Text => {
+                heading(&report.path, scans);
+                println!("{}\n", report.text);
+                Ok(())
+            }
+        }
+    }
+}
+
+fn heading(scan: &std::path::Path, scans: usize) {
+    if scans > 1 {
+        println!("# {}", scan.display());
+    }
+}

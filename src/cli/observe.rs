@@ -1,0 +1,29 @@
+//! `ctscribe observe`.
+
+use std::sync::Mutex;
+
+use crate::Result;
+use crate::generate::observe;
+use crate::train::Progress;
+
+use super::run::{RunArgs, open, some_failed};
+
+/// Arguments of `observe`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+impl Args {
+    pub(super) fn run(self) -> Result<()> {
+        let (config, cache) = open(&self.run)?;
+        let progress = Mutex::new(Progress::new("observe", cache.studies.len() as u64));
+        let report = observe(&config, &cache, &self.run.run, |done| {
+            progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner).at(done as u64, "");
+        })?;
+        progress.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).finish("");
+        println!("{} observed, {} kept, {} failed", report.observed, report.kept, report.failed.len());
+        some_failed(&report.failed, cache.studies.len())
+    }
+}

@@ -1,0 +1,67 @@
+//! `ctscribe train`.
+
+use clap::{Parser, Subcommand};
+
+use crate::Result;
+use crate::data::Cache;
+use crate::train::{train_language, train_report, train_structure};
+
+use super::run::{ConfigArgs, DecoderArg, RunArgs, run_config};
+
+/// Arguments of `train`.
+#[derive(Debug, Parser)]
+pub struct Args {
+    #[command(subcommand)]
+    stage: Stage,
+}
+
+#[derive(Debug, Subcommand)]
+enum Stage {
+    /// Stage one: CT-ViT and structure queries against each structure's text.
+    Structure(Common),
+    /// A small LLaMA on the training reports' text, where the configuration has one.
+    Language(Common),
+    /// Stage two: a decoder on the observed visual tokens.
+    Report {
+        #[command(flatten)]
+        common: Common,
+        /// Which decoder.
+        #[arg(long)]
+        decoder: DecoderArg,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Common {
+    #[command(flatten)]
+    run: RunArgs,
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Goes on after the newest checkpoint.
+    #[arg(long)]
+    resume: bool,
+}
+
+impl Args {
+    pub(super) fn run(self) -> Result<()> {
+        let (Stage::Structure(common) | Stage::Language(common) | Stage::Report { common, .. }) = &self.stage;
+        let run = &common.run.run;
+        let cache = Cache::open(&common.run.data)?;
+        let config = run_config(run, &common.config)?;
+        match &self.stage {
+            Stage::Structure(_) => {
+                let outcome = train_structure(&config, &cache, run, common.resume)?;
+                println!("structure: {} steps on {} studies ({} watched)", outcome.steps, outcome.studies[0], outcome.studies[1]);
+            }
+            Stage::Language(_) => println!("language: {} steps", train_language(&config, &cache, run, common.resume)?),
+            Stage::Report { decoder, .. } => {
+                let outcome = train_report(&config, &cache, run, (*decoder).into(), common.resume)?;
+                if outcome.cut > 0 {
+                    eprintln!("warning: {} of {} reports exceed max_report_tokens and were cut", outcome.cut, outcome.studies[0]);
+                }
+                println!("report: {} steps on {} studies ({} watched)", outcome.steps, outcome.studies[0], outcome.studies[1]);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,241 @@
+//! A decoder with all that stands around it: projector, prompt, tokenizer. Training and generation see both kinds alike.
+
+use candle_core::{DType, Device, Tensor};
+use rand_chacha::ChaCha8Rng;
+
+use crate::text::{PromptText, Tokenizer};
+use crate::{Error, Result};
+
+use super::bert::{BertDecoder, BertPrompt};
+use super::llama::{Llama, LlamaPrompt};
+use super::projector::Projector;
+use super::search::{GenerationConfig, Strategy, generate};
+
+/// A report as a decoder learns it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TargetReport {
+    /// Its ids, the ending one among them where it is learned.
+    pub ids: Vec<u32>,
+    /// How much each counts.
+    pub weights: Vec<f32>,
+}
+
+/// The network.
+#[derive(Debug)]
+pub enum Network {
+    /// LLaMA, with or without adapters.
+    Llama {
+        /// The model.
+        model: Llama,
+        /// Ids before the visual tokens.
+        before: Vec<u32>,
+        /// Ids after them.
+        after: Vec<u32>,
+    },
+    /// BERT with cross-attention.
+    Bert(BertDecoder),
+}
+
+/// From visual tokens to a report.
+#[derive(Debug)]
+pub struct ReportDecoder {
+    network: Network,
+    projector: Option<Projector>,
+    tokenizer: Tokenizer,
+    learns_end: bool,
+}
+
+impl ReportDecoder {
+    /// LLaMA behind `prompt`; `begin_and_end`: the beginning token comes first and the ending one is learned.
+    pub fn llama(model: Llama, projector: Projector, tokenizer: Tokenizer, prompt: &PromptText, begin_and_end: bool) -> Result<Self> {
+        let begin = begin_and_end.then_some(tokenizer.begin);
+        let before = begin.into_iter().chain(tokenizer.encode(&prompt.before)?).collect();
+        let after = tokenizer.encode(&prompt.after)?;
+        let network = Network::Llama { model, before, after };
+        Ok(ReportDecoder { network, projector: Some(projector), tokenizer, learns_end: begin_and_end })
+    }
+
+    /// BERT; without a projector the visual tokens are as wide as the decoder.
+    pub fn bert(model: BertDecoder, projector: Option<Projector>, tokenizer: Tokenizer) -> Self {
+        ReportDecoder { network: Network::Bert(model), projector, tokenizer, learns_end: true }
+    }
+
+    /// The network.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// The network, to attach adapters to.
+    pub fn network_mut(&mut self) -> &mut Network {
+        &mut self.network
+    }
+
+    /// The projector.
+    pub fn projector(&self) -> Option<&Projector> {
+        self.projector.as_ref()
+    }
+
+    /// The projector, to give it the training tokens' statistics.
+    pub fn projector_mut(&mut self) -> Option<&mut Projector> {
+        self.projector.as_mut()
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// A report's ids, cut to `limit`, all of weight 1; and whether anything was cut.
+    pub fn target(&self, report: &str, limit: usize) -> Result<(TargetReport, bool)> {
+        let mut ids = self.tokenizer.encode(report)?;
+        let room = limit.saturating_sub(usize::from(self.learns_end));
+        let cut = ids.len() > room;
+        ids.truncate(room);
+        // a report that was cut has no end to learn
+        if self.learns_end && !cut {
+            ids.push(self.tokenizer.end);
+        }
+        let weights = vec![1.0; ids.len()];
+        Ok((TargetReport { ids, weights }, cut))
+    }
+
+    /// Weighted sum of the next-token losses. tokens: (B, V, h), one report a row. `dropout`: the generator of a training step.
+    pub fn loss_sum(&self, tokens: &Tensor, reports: &[&TargetReport], dropout: Option<&mut ChaCha8Rng>) -> Result<Tensor> {
+        let visual = self.project(tokens)?;
+        match &self.network {
+            Network::Llama { model, before, after } => {
+                let prefix = llama_prefix(model, &visual, before, after)?;
+                let (inputs, targets, weights) = shifted(reports, prefix.dim(1)?, self.tokenizer.pad);
+                let input = match inputs.first().map_or(0, Vec::len) {
+                    0 => prefix,
+                    _ => Tensor::cat(&[&prefix, &model.embed(&ids(&inputs)?)?], 1)?,
+                };
+                let hidden = model.forward(&input, None, dropout)?;
+                model.loss_sum(&hidden, &targets, &weights)
+            }
+            Network::Bert(model) => {
+                let (inputs, targets, weights) = shifted(reports, 1, self.tokenizer.pad);
+                let begin = |row: Vec<u32>| [self.tokenizer.begin].into_iter().chain(row).collect();
+                let inputs: Vec<Vec<u32>> = inputs.into_iter().map(begin).collect();
+                let hidden = model.forward(&ids(&inputs)?, None, (&visual, None), dropout)?;
+                model.loss_sum(&hidden, &targets, &weights)
+            }
+        }
+    }
+
+    /// Reports for tokens (n, V, h): their ids. `on_token` hears each new id of each report.
+    pub fn write(&self, tokens: &Tensor, config: &GenerationConfig, on_token: &mut dyn FnMut(usize, u32)) -> Result<Vec<Vec<u32>>> {
+        let config = GenerationConfig { eos: vec![self.tokenizer.end], ..config.clone() };
+        let alone = matches!(config.strategy, Strategy::Beam { .. });
+        let batch = if alone { 1 } else { config.batch.max(1) };
+        let count = tokens.dim(0)?;
+        let mut reports = Vec::new();
+        for start in (0..count).step_by(batch) {
+            let rows = batch.min(count - start);
+            let visual = self.project(&tokens.narrow(0, start, rows)?)?.detach();
+            let mut heard = |row: usize, id: u32| on_token(start + row, id);
+            reports.extend(match &self.network {
+                Network::Llama { model, before, after } => {
+                    let prefix = llama_prefix(model, &visual, before, after)?;
+                    let mut prompt = LlamaPrompt::new(model, Some(prefix), rows, config.max_new_tokens)?;
+                    generate(&mut prompt, &vec![vec![]; rows], &config, &mut heard)?
+                }
+                Network::Bert(model) => {
+                    let mut prompt = BertPrompt::new(model, &visual, None, config.max_new_tokens + 1)?;
+                    generate(&mut prompt, &vec![vec![self.tokenizer.begin]; rows], &config, &mut heard)?
+                }
+            });
+        }
+        Ok(reports)
+    }
+
+    fn project(&self, tokens: &Tensor) -> Result<Tensor> {
+        let tokens = tokens.to_dtype(DType::F32)?;
+        match &self.projector {
+            Some(projector) => projector.forward(&tokens),
+            None => Ok(tokens),
+        }
+    }
+}
+
+/// visual: (B, V, D) between the prompt's two halves: (B, P, D).
+fn llama_prefix(model: &Llama, visual: &Tensor, before: &[u32], after: &[u32]) -> Result<Tensor> {
+    let rows = visual.dim(0)?;
+    let embedded = |part: &[u32]| -> Result<Option<Tensor>> {
+        if part.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(model.embed(&ids(&vec![part.to_vec(); rows])?)?.detach().to_dtype(visual.dtype())?))
+    };
+    let parts: Vec<Tensor> = [embedded(before)?, Some(visual.clone()), embedded(after)?].into_iter().flatten().collect();
+    Ok(Tensor::cat(&parts, 1)?)
+}
+
+/// Inputs, targets and weights of reports behind a prefix of `prefix` positions: the prefix's last position gives the first id.
+fn shifted(reports: &[&TargetReport], prefix: usize, pad: u32) -> (Vec<Vec<u32>>, Vec<Vec<u32>>, Vec<Vec<f32>>) {
+    let longest = reports.iter().map(|report| report.ids.len()).max().unwrap_or(0);
+    let input = |report: &&TargetReport| (0..longest.saturating_sub(1)).map(|at| report.ids.get(at).copied().unwrap_or(pad)).collect();
+    let behind = |at: usize| (at + 1).checked_sub(prefix);
+    let length = (prefix + longest).saturating_sub(1);
+    let target = |report: &&TargetReport| -> Vec<u32> {
+        (0..length).map(|at| behind(at).and_then(|at| report.ids.get(at)).copied().unwrap_or(pad)).collect()
+    };
+    let weight = |report: &&TargetReport| -> Vec<f32> {
+        (0..length).map(|at| behind(at).and_then(|at| report.weights.get(at)).copied().unwrap_or(0.0)).collect()
+    };
+    (reports.iter().map(input).collect(), reports.iter().map(target).collect(), reports.iter().map(weight).collect())
+}
+
+fn ids(rows: &[Vec<u32>]) -> Result<Tensor> {
+    let length = rows.first().map_or(0, Vec::len);
+    if rows.iter().any(|row| row.len() != length) {
+        return Err(Error::Invalid("rows of ids are of different lengths".to_string()));
+    }
+    Ok(Tensor::from_vec(rows.concat(), (rows.len(), length), &Device::Cpu)?)
+}
+
+/// Weights of tokens by how rare they are among `reports`: 1 for one that every report has, up to `most` for the rarest (phantom.md).
+pub fn weigh_rare_tokens(reports: &mut [TargetReport], vocabulary: usize, most: f64) {
+    if most <= 1.0 {
+        return;
+    }
+    let mut having = vec![0usize; vocabulary];
+    for report in reports.iter() {
+        let mut seen = report.ids.clone();
+        seen.sort_unstable();
+        seen.dedup();
+        seen.iter().for_each(|id| having[*id as usize] += 1);
+    }
+    let count = reports.len() as f64;
+    // an idf of 4 (a token of one report in 55) and more is full rarity
+    let weight = |id: &u32| (1.0 + (most - 1.0) * ((count / having[*id as usize].max(1) as f64).ln().min(4.0) / 4.0)) as f32;
+    for report in reports {
+        report.weights = report.ids.iter().map(weight).collect();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(ids: &[u32]) -> TargetReport {
+        TargetReport { ids: ids.to_vec(), weights: vec![1.0; ids.len()] }
+    }
+
+    #[test]
+    fn the_last_position_of_the_prefix_gives_the_first_id_and_padding_does_not_count() {
+        let (long, short) = (report(&[7, 8, 2]), report(&[9, 2]));
+        let (inputs, targets, weights) = shifted(&[&long, &short], 3, 0);
+        assert_eq!(inputs, [[7, 8], [9, 0]]);
+        assert_eq!(targets, [[0, 0, 7, 8, 2], [0, 0, 9, 2, 0]]);
+        assert_eq!(weights, [[0.0, 0.0, 1.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0, 0.0]]);
+    }
+
+    #[test]
+    fn a_token_of_every_report_counts_once_and_a_rare_one_more() {
+        let mut reports: Vec<TargetReport> = (0..100).map(|n| report(if n == 0 { &[1, 3] } else { &[1, 2] })).collect();
+        weigh_rare_tokens(&mut reports, 4, 4.0);
+        assert_eq!(reports[0].weights, [1.0, 4.0]);
+        assert!(reports[1].weights[1] > 1.0 && reports[1].weights[1] < 1.1);
+    }
+}

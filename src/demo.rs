@@ -1,0 +1,217 @@
+//! The main job on an embedded default: phantoms, both stages, both decoders, reports for held-out phantoms, scores, a page.
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Instant;
+
+use candle_core::Tensor;
+
+use crate::assess::{Question, evaluate_run, retrieve};
+use crate::compare::{Comparison, compare};
+use crate::config::Config;
+use crate::data::phantom::write_dataset;
+use crate::data::{Cache, Split, prepare, read_ct_rate};
+use crate::evaluate::{Evaluation, Pair, RetrievalScores};
+use crate::generate::{DRAFT, DecoderKind, Observed, Report, Reporter, Visual, observe, patch_evidence};
+use crate::text::{FINDINGS, Structures, label_report};
+use crate::train::{Progress, train_language, train_report, train_structure};
+use crate::viewer::{Page, ReportView, StructureView, StudyView, Table, montage};
+use crate::weights::write_aside;
+use crate::{Error, Result};
+
+/// What stands above phantoms' numbers.
+pub const NOTICE: &str = "Synthetic chests (phantoms) and reports written for them: these numbers say nothing of patients.";
+
+/// Studies on the page.
+const SHOWN: usize = 8;
+
+/// What `--quick` overrides: enough to show that everything runs, too little to learn well.
+const QUICK: [&str; 8] = [
+    "phantoms.train=400",
+    "phantoms.valid=40",
+    "train_structure.training.steps=120",
+    "language.training.steps=40",
+    "llama.training.steps=60",
+    "bert.training.steps=60",
+    "llama.generation.max_new_tokens=160",
+    "bert.generation.max_new_tokens=160",
+];
+
+/// What the demo is asked.
+#[derive(Debug, Clone)]
+pub struct Demo {
+    /// Where everything goes.
+    pub out: PathBuf,
+    /// A short run.
+    pub quick: bool,
+    /// Real scans to write reports for at the end.
+    pub scans: Vec<PathBuf>,
+    /// Overrides of the preset's keys.
+    pub set: Vec<String>,
+}
+
+/// What came out.
+#[derive(Debug)]
+pub struct DemoOutcome {
+    /// LLaMA with LoRA, BERT, and LLaMA with the visual tokens shuffled between patients.
+    pub comparison: Comparison,
+    /// Report-to-volume retrieval among held-out phantoms.
+    pub retrieval: RetrievalScores,
+    /// Reports for the given scans.
+    pub reports: Vec<Report>,
+    /// Seconds a step.
+    pub seconds: Vec<(&'static str, f64)>,
+    /// The page.
+    pub page: PathBuf,
+}
+
+struct Clock {
+    started: Instant,
+    seconds: Vec<(&'static str, f64)>,
+}
+
+impl Clock {
+    fn time<T>(&mut self, step: &'static str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.started = Instant::now();
+        let result = work()?;
+        self.seconds.push((step, self.started.elapsed().as_secs_f64()));
+        Ok(result)
+    }
+}
+
+impl Demo {
+    /// Runs it; one that was interrupted goes on where it was.
+    pub fn run(&self) -> Result<DemoOutcome> {
+        let config = self.config()?;
+        let (dataset, cache, run) = (self.out.join("phantoms"), self.out.join("cache"), self.out.join("run"));
+        std::fs::create_dir_all(&run).map_err(|e| Error::io(&run, e))?;
+        write_aside(&run.join("config.yaml"), config.to_yaml()?.as_bytes())?;
+        let mut clock = Clock { started: Instant::now(), seconds: Vec::new() };
+        clock.time("draw phantoms", || draw(&config, &dataset))?;
+        let cache = clock.time("prepare volumes", || prepare_all(&config, &dataset, &cache))?;
+        clock.time("train language model", || train_language(&config, &cache, &run, true))?;
+        clock.time("train structure", || train_structure(&config, &cache, &run, true))?;
+        clock.time("observe", || observe(&config, &cache, &run, |_| {}))?;
+        clock.time("train LLaMA + LoRA", || train_report(&config, &cache, &run, DecoderKind::Llama, true))?;
+        clock.time("train BERT", || train_report(&config, &cache, &run, DecoderKind::Bert, true))?;
+        let (evaluations, pairs) = clock.time("write and score reports", || score(&config, &cache, &run))?;
+        let retrieval = retrieve(&config, &cache, &run, Split::Test)?;
+        let comparison = compare(&evaluations, config.seed)?;
+        let reports = self.real_scans(&run)?;
+        let page = self.out.join("report.html");
+        write_aside(&page, self.page(&config, &cache, &run, &comparison, &retrieval, &pairs)?.render()?.as_bytes())?;
+        Ok(DemoOutcome { comparison, retrieval, reports, seconds: clock.seconds, page })
+    }
+
+    fn config(&self) -> Result<Config> {
+        let quick: Vec<String> = if self.quick { QUICK.map(String::from).to_vec() } else { Vec::new() };
+        Config::load("phantom", &[quick, self.set.clone()].concat())
+    }
+
+    fn real_scans(&self, run: &Path) -> Result<Vec<Report>> {
+        if self.scans.is_empty() {
+            return Ok(Vec::new());
+        }
+        let reporter = Reporter::open(run, DecoderKind::Llama, None, None)?;
+        self.scans.iter().map(|scan| reporter.report(scan, &mut |_| {})).collect()
+    }
+
+    fn page(
+        &self,
+        config: &Config,
+        cache: &Cache,
+        run: &Path,
+        comparison: &Comparison,
+        retrieval: &RetrievalScores,
+        pairs: &[Vec<Pair>; 2],
+    ) -> Result<Page> {
+        let table = |caption: &str, (header, rows): (Vec<String>, Vec<Vec<String>>)| Table { caption: caption.to_string(), header, rows };
+        let recalls = retrieval
+            .recall_at
+            .iter()
+            .map(|(k, recall)| vec![format!("R@{k}"), format!("{recall:.3}"), format!("{:.3}", retrieval.chance_at[k])]);
+        let recalls = (["", "recall", "chance"].map(String::from).to_vec(), recalls.collect());
+        let tables = vec![
+            table("Scores", comparison.metric_rows()),
+            table("Differences", comparison.difference_rows()),
+            table("F1 a finding", comparison.finding_rows()),
+            table("Report-to-volume retrieval", recalls),
+        ];
+        let shown = pairs[0].iter().zip(&pairs[1]).take(SHOWN);
+        let studies = shown.map(|(llama, bert)| study_view(config, cache, run, llama, bert)).collect::<Result<_>>()?;
+        Ok(Page { title: "ctscribe demo".to_string(), notice: format!("{NOTICE} {DRAFT}"), tables, studies })
+    }
+}
+
+fn draw(config: &Config, dataset: &Path) -> Result<()> {
+    let phantoms = config.phantoms.as_ref().ok_or_else(|| Error::Invalid("phantoms: null: the demo draws its own data".to_string()))?;
+    let progress = Mutex::new(Progress::new("phantoms", (phantoms.train + phantoms.valid) as u64));
+    write_dataset(dataset, phantoms, |done| progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner).at(done as u64, ""))?;
+    progress.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).finish("");
+    Ok(())
+}
+
+fn prepare_all(config: &Config, dataset: &Path, cache: &Path) -> Result<Cache> {
+    let dataset = read_ct_rate(dataset, &config.data, config.seed)?;
+    let report = prepare(&dataset, &config.volume, cache, |_| {})?;
+    if let Some((name, why)) = report.failed.first() {
+        return Err(Error::Study { study: name.clone(), what: format!("a phantom could not be prepared: {why}") });
+    }
+    Cache::open(cache)
+}
+
+/// Scores of LLaMA, BERT and shuffled LLaMA on held-out phantoms, and the pairs of the first two.
+fn score(config: &Config, cache: &Cache, run: &Path) -> Result<(Vec<Evaluation>, [Vec<Pair>; 2])> {
+    let ask = |kind: DecoderKind, visual: Visual| {
+        let question = Question { split: Split::Test, visual, limit: None };
+        evaluate_run((config, cache, run), kind, question, None, &mut |_| {})
+    };
+    let (llama, llama_pairs) = ask(DecoderKind::Llama, Visual::Own)?;
+    let (bert, bert_pairs) = ask(DecoderKind::Bert, Visual::Own)?;
+    let (shuffled, _) = ask(DecoderKind::Llama, Visual::Shuffled)?;
+    Ok((vec![llama, bert, shuffled], [llama_pairs, bert_pairs]))
+}
+
+fn study_view(config: &Config, cache: &Cache, run: &Path, llama: &Pair, bert: &Pair) -> Result<StudyView> {
+    let volume: Tensor = cache.volume(&llama.study)?;
+    let (montage, columns) = montage(&volume)?;
+    let (_, d, h, w) = volume.dims4()?;
+    let observed = Observed::read(run, &llama.study)?;
+    let expected = llama.labels.unwrap_or_else(|| label_report(&llama.reference));
+    let view = |source: &str, text: &str, found: [bool; 18]| {
+        let state = |index: usize| match (expected[index], found[index], source) {
+            (true, true, "reference") => Some("present"),
+            (true, true, _) => Some("matched"),
+            (true, false, _) => Some("missed"),
+            (false, true, _) => Some("extra"),
+            (false, false, _) => None,
+        };
+        let findings = (0..FINDINGS.len()).filter_map(|index| Some((FINDINGS[index].to_string(), state(index)?.to_string()))).collect();
+        ReportView { source: source.to_string(), text: text.to_string(), findings }
+    };
+    let structures = Structures::load(&config.text.structures)?;
+    let rows = structures.names().into_iter().zip(observed.indices.iter().zip(&observed.mass));
+    let structure = |(name, (indices, mass)): (&str, (&Vec<u32>, &Vec<f32>))| StructureView {
+        name: name.to_string(),
+        boxes: indices
+            .iter()
+            .map(|index| {
+                let [[a, b, c], [d, e, f]] = patch_evidence(config, &observed.geometry, *index as usize, 0.0).voxels;
+                [a, b, c, d, e, f]
+            })
+            .collect(),
+        mass: mass.clone(),
+    };
+    Ok(StudyView {
+        name: llama.study.clone(),
+        shape: [d, h, w],
+        montage,
+        columns,
+        reports: vec![
+            view("reference", &llama.reference, expected),
+            view("llama", &llama.generated, label_report(&llama.generated)),
+            view("bert", &bert.generated, label_report(&bert.generated)),
+        ],
+        structures: rows.map(structure).collect(),
+    })
+}

@@ -1,0 +1,76 @@
+//! `observe`: every study of a cache through a finished stage one, into files.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use crate::config::Config;
+use crate::data::Cache;
+use crate::volume::Geometry;
+use crate::weights;
+use crate::{Error, Result};
+
+use super::observations::{Observed, folder};
+use super::observer::{MODEL, Observer};
+
+/// What became of a cache's studies.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ObserveReport {
+    /// Observed now.
+    pub observed: usize,
+    /// Observed earlier by the same stage one.
+    pub kept: usize,
+    /// Name and reason.
+    pub failed: Vec<(String, String)>,
+}
+
+/// One prepared volume (1, D, H, W), observed.
+pub fn observe_volume(observer: &Observer, volume: &Tensor, geometry: Geometry) -> Result<Observed> {
+    let observation = observer.observe(&volume.unsqueeze(0)?, None)?;
+    let contrast = observer.contrast(&observation.tokens)?.detach().squeeze(0)?;
+    let mut selection = observer.select(&observation)?;
+    Ok(Observed {
+        tokens: selection.tokens.detach().squeeze(0)?,
+        indices: selection.indices.remove(0),
+        mass: selection.mass.remove(0),
+        contrast,
+        geometry,
+    })
+}
+
+/// Observes the studies of `cache` with the run's stage one. A study that fails is listed and passed over.
+pub fn observe(config: &Config, cache: &Cache, run: &Path, done: impl Fn(usize) + Sync) -> Result<ObserveReport> {
+    cache.check(&config.volume)?;
+    let observer = Observer::of_run(config, run)?;
+    let sha256 = weights::sha256(&run.join(MODEL))?;
+    let path = folder(run);
+    std::fs::create_dir_all(&path).map_err(|e| Error::io(&path, e))?;
+    let count = AtomicUsize::new(0);
+    let one = |name: &str| -> Result<bool> {
+        if Observed::model_sha256(run, name).is_some_and(|seen| seen == sha256) {
+            return Ok(false);
+        }
+        observe_volume(&observer, &cache.volume(name)?, cache.geometry(name)?)?.write(run, name, &sha256)?;
+        Ok(true)
+    };
+    let outcomes: Vec<(String, Result<bool>)> = cache
+        .studies
+        .par_iter()
+        .map(|study| {
+            let outcome = one(&study.name);
+            done(count.fetch_add(1, Ordering::Relaxed) + 1);
+            (study.name.clone(), outcome)
+        })
+        .collect();
+    let mut report = ObserveReport::default();
+    for (name, outcome) in outcomes {
+        match outcome {
+            Ok(true) => report.observed += 1,
+            Ok(false) => report.kept += 1,
+            Err(error) => report.failed.push((name, crate::error::chain(&error))),
+        }
+    }
+    Ok(report)
+}

@@ -1,0 +1,158 @@
+//! The vision side as one: CT-ViT, structure queries, contrast space, patch selection.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use rand_chacha::ChaCha8Rng;
+
+use crate::config::Config;
+use crate::structure::{Head, Observation, Selection, SelectionConfig, Standardiser, StructureQueries, select};
+use crate::vision::CtVit;
+use crate::weights::{self, Params};
+use crate::{Error, Result};
+
+/// The file of a finished stage one inside its run folder.
+pub const MODEL: &str = "structure/model.safetensors";
+const VISION: &str = "vision.";
+const TEXT_MEAN: &str = "text.mean";
+
+/// From a prepared volume to visual tokens.
+#[derive(Debug)]
+pub struct Observer {
+    vision: CtVit,
+    queries: StructureQueries,
+    head: Head,
+    standardiser: Option<Standardiser>,
+    text_mean: Option<Tensor>,
+    quantize: bool,
+    selection: SelectionConfig,
+    params: [Params; 2],
+}
+
+impl Observer {
+    /// A fresh one; CT-ViT from `vision.weights` where the configuration names a file, strictly.
+    pub fn fresh(config: &Config, text_width: usize) -> Result<Self> {
+        let vision = match &config.vision.weights {
+            None => Params::fresh(config.seed, &Device::Cpu),
+            Some(path) => {
+                let tensors = weights::part(weights::open(path)?, "visual_transformer.");
+                Params::loaded(path.display().to_string(), tensors, &Device::Cpu)
+            }
+        };
+        let observer = Observer::new(config, text_width, vision, Params::fresh(config.seed, &Device::Cpu))?;
+        if config.vision.weights.is_some() {
+            observer.params[0].finish()?;
+        }
+        Ok(observer)
+    }
+
+    /// The trained one of a run, frozen.
+    pub fn of_run(config: &Config, run: &Path) -> Result<Self> {
+        let path = run.join(MODEL);
+        if !path.is_file() {
+            return Err(Error::file(&path, "no such file: stage one has not been trained to its end (see `ctscribe train structure`)"));
+        }
+        let mut tensors = weights::open(&path)?;
+        let source = path.display().to_string();
+        let missing = |name: &str| Error::Tensor { source_name: source.clone(), tensor: name.to_string(), what: "missing".to_string() };
+        let text = tensors.get("head.text_proj.weight").ok_or_else(|| missing("head.text_proj.weight"))?;
+        let text_width = text.dims2()?.1;
+        let text_mean = tensors.remove(TEXT_MEAN);
+        let mut standardiser = standardiser(config)?;
+        if let Some(standardiser) = &mut standardiser {
+            standardiser.restore(&source, &mut tensors)?;
+        }
+        let (own, rest): (HashMap<_, _>, HashMap<_, _>) = tensors.into_iter().partition(|(name, _)| name.starts_with(VISION));
+        let own = own.into_iter().map(|(name, tensor)| (name[VISION.len()..].to_string(), tensor)).collect();
+        let loaded = |tensors| Params::loaded(source.clone(), tensors, &Device::Cpu).frozen();
+        let mut observer = Observer::new(config, text_width, loaded(own), loaded(rest))?;
+        for params in &observer.params {
+            params.finish()?;
+        }
+        observer.standardiser = standardiser;
+        observer.text_mean = text_mean;
+        Ok(observer)
+    }
+
+    fn new(config: &Config, text_width: usize, vision: Params, rest: Params) -> Result<Self> {
+        let structure = &config.structure;
+        Ok(Observer {
+            vision: CtVit::new(&config.vision.ct_vit, &vision)?,
+            queries: StructureQueries::new(&structure.queries, &rest.at("queries"))?,
+            head: Head::new(&structure.head, structure.queries.width(), text_width, &rest.at("head"))?,
+            standardiser: standardiser(config)?,
+            text_mean: None,
+            quantize: config.vision.quantize,
+            selection: structure.selection,
+            params: [vision, rest],
+        })
+    }
+
+    /// volumes: (B, 1, D, H, W) -> what the queries saw. `dropout`: the generator of a training step.
+    pub fn observe(&self, volumes: &Tensor, dropout: Option<&mut ChaCha8Rng>) -> Result<Observation> {
+        let tokens = self.vision.encode(volumes)?;
+        let (b, t, h, w, c) = tokens.dims5()?;
+        let tokens = if self.quantize { self.vision.quantize(&tokens)?.codes } else { tokens };
+        self.queries.observe(&tokens.reshape((b, t * h * w, c))?, dropout)
+    }
+
+    /// The selected visual tokens of observed volumes.
+    pub fn select(&self, observation: &Observation) -> Result<Selection> {
+        select(observation, &self.selection)
+    }
+
+    /// Observations (B, S, h) as unit vectors (B, S, E) of the contrast space, by the running statistics.
+    pub fn contrast(&self, observations: &Tensor) -> Result<Tensor> {
+        let standardised = match &self.standardiser {
+            Some(standardiser) => standardiser.evaluate(observations)?,
+            None => observations.clone(),
+        };
+        self.head.visual(&standardised)
+    }
+
+    /// W_v, W_t and the temperature.
+    pub fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// The statistics of observations, moved by training.
+    pub fn standardiser_mut(&mut self) -> Option<&mut Standardiser> {
+        self.standardiser.as_mut()
+    }
+
+    /// The mean text feature (S, C_text) that centring takes off, where it is configured.
+    pub fn text_mean(&self) -> Option<&Tensor> {
+        self.text_mean.as_ref()
+    }
+
+    /// Keeps the mean text feature with the model.
+    pub fn set_text_mean(&mut self, mean: Option<Tensor>) {
+        self.text_mean = mean;
+    }
+
+    /// The trained tensors by name.
+    pub fn trainable(&self) -> Vec<(String, candle_core::Var)> {
+        let [vision, rest] = &self.params;
+        let vision = vision.trainable().into_iter().map(|(name, var)| (format!("{VISION}{name}"), var));
+        vision.chain(rest.trainable()).collect()
+    }
+
+    /// What moves in training beside the trained tensors: running statistics.
+    pub fn statistics(&self) -> BTreeMap<String, Tensor> {
+        self.standardiser.as_ref().map(Standardiser::state).unwrap_or_default()
+    }
+
+    /// Everything by name: the file that [`Observer::of_run`] reads.
+    pub fn tensors(&self) -> BTreeMap<String, Tensor> {
+        let [vision, rest] = &self.params;
+        let vision = vision.tensors().into_iter().map(|(name, tensor)| (format!("{VISION}{name}"), tensor));
+        let mean = self.text_mean.iter().map(|mean| (TEXT_MEAN.to_string(), mean.clone()));
+        vision.chain(rest.tensors()).chain(self.statistics()).chain(mean).collect()
+    }
+}
+
+fn standardiser(config: &Config) -> Result<Option<Standardiser>> {
+    let queries = &config.structure.queries;
+    queries.standardise_momentum().map(|momentum| Standardiser::new(queries.structures(), queries.width(), momentum)).transpose()
+}

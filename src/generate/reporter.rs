@@ -1,0 +1,247 @@
+//! One scan in, one report with its evidence out.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use candle_core::DType;
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+use crate::decoder::{GenerationConfig, ReportDecoder};
+use crate::text::FINDINGS;
+use crate::text::{Structures, label_report};
+use crate::volume::{self, Geometry, HuVerdict, SpacingSource, apply_policy, looks_like_chest, orient};
+use crate::weights;
+use crate::{Error, Result};
+
+use super::decoders::{DecoderKind, decoder_file, open_decoder};
+use super::observations::Observed;
+use super::observe::observe_volume;
+use super::observer::{MODEL, Observer};
+
+/// What stands in every report.
+pub const DRAFT: &str = "Draft written by a program, not for diagnosis.";
+
+/// A report and what it rests on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Report {
+    /// The scan's name.
+    pub study: String,
+    /// The scan's file or folder.
+    pub path: PathBuf,
+    /// [`DRAFT`].
+    pub notice: String,
+    /// The text.
+    pub text: String,
+    /// Findings that the rule labeller reads in the text.
+    pub findings: Vec<String>,
+    /// Each structure's sentences, and the patches that it looked at.
+    pub structures: Vec<StructureEvidence>,
+    /// How Hounsfield units were decided.
+    pub hounsfield: HuVerdict,
+    /// What deserves a word.
+    pub warnings: Vec<String>,
+    /// Which decoder.
+    pub decoder: String,
+    /// SHA-256 of the models' files.
+    pub models: Vec<(String, String)>,
+    /// Seconds for reading, preparing, observing, writing.
+    pub seconds: Timings,
+}
+
+/// Seconds a step.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct Timings {
+    /// Reading the scan.
+    pub read: f64,
+    /// Hounsfield units, resampling, windowing.
+    pub prepare: f64,
+    /// CT-ViT and structure queries.
+    pub observe: f64,
+    /// The decoder.
+    pub write: f64,
+}
+
+/// What one structure looked at.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StructureEvidence {
+    /// The structure.
+    pub name: String,
+    /// What the report says of it.
+    pub text: Option<String>,
+    /// Share of the structure's attention on the selected patches together.
+    pub attention_mass: f32,
+    /// The selected patches, strongest first.
+    pub patches: Vec<PatchEvidence>,
+}
+
+/// A patch.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PatchEvidence {
+    /// Its place (z, row, column) in the grid of patches.
+    pub grid: [usize; 3],
+    /// Prepared voxels: first (d, h, w), one past the last (d, h, w).
+    pub voxels: [[usize; 3]; 2],
+    /// Lower and upper corner in scanner millimetres (right, anterior, superior).
+    pub box_mm: [[f64; 3]; 2],
+    /// Share of the structure's attention.
+    pub attention_mass: f32,
+}
+
+/// A run, ready to write reports.
+#[derive(Debug)]
+pub struct Reporter {
+    config: Config,
+    observer: Observer,
+    decoder: ReportDecoder,
+    kind: DecoderKind,
+    generation: GenerationConfig,
+    structures: Structures,
+    models: Vec<(String, String)>,
+}
+
+impl Reporter {
+    /// Opens a run's models. `generation`: in place of the run's own decoding keys; `adapter`: in place of the run's own.
+    pub fn open(run: &Path, kind: DecoderKind, generation: Option<GenerationConfig>, adapter: Option<&Path>) -> Result<Self> {
+        let config = Config::of_run(run)?;
+        let observer = Observer::of_run(&config, run)?;
+        let decoder = open_decoder(&config, run, kind, adapter)?;
+        let hash = |path: PathBuf| -> Result<(String, String)> {
+            Ok((path.strip_prefix(run).unwrap_or(&path).display().to_string(), weights::sha256(&path)?))
+        };
+        let models = vec![hash(run.join(MODEL))?, hash(decoder_file(run, kind))?];
+        Ok(Reporter {
+            generation: generation.unwrap_or_else(|| kind.generation(&config).clone()),
+            structures: Structures::load(&config.text.structures)?,
+            config,
+            observer,
+            decoder,
+            kind,
+            models,
+        })
+    }
+
+    /// The run's configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The decoder.
+    pub fn decoder(&self) -> &ReportDecoder {
+        &self.decoder
+    }
+
+    /// Reads a scan and writes its report; `on_text` hears the text as it comes.
+    pub fn report(&self, path: &Path, on_text: &mut dyn FnMut(&str)) -> Result<Report> {
+        let mut seconds = Timings::default();
+        let clock = Instant::now();
+        let mut scan = volume::read(path)?;
+        seconds.read = clock.elapsed().as_secs_f64();
+        let clock = Instant::now();
+        let mut warnings = std::mem::take(&mut scan.notices);
+        let hounsfield = apply_policy(&mut scan, None, self.config.volume.hounsfield)?;
+        let chest = looks_like_chest(&scan);
+        if !chest.is_chest {
+            warnings.push(format!("does not look like a chest: {:.1}% of the body has lung's density", 100.0 * chest.lung_share));
+        }
+        let scan = orient(scan, self.config.volume.orientation);
+        // a lone scan has no metadata row: its header is all there is
+        let csv_spacing = (self.config.volume.spacing == SpacingSource::Csv).then_some([scan.spacing_mm[0], scan.spacing_mm[2]]);
+        let prepared = volume::prepare(&scan, &self.config.volume, csv_spacing)?;
+        seconds.prepare = clock.elapsed().as_secs_f64();
+        let clock = Instant::now();
+        let observed = observe_volume(&self.observer, &prepared.tensor, prepared.geometry)?;
+        seconds.observe = clock.elapsed().as_secs_f64();
+        let clock = Instant::now();
+        let text = self.write(&observed, on_text)?;
+        seconds.write = clock.elapsed().as_secs_f64();
+        Ok(Report {
+            study: volume::scan_name(path),
+            path: path.to_path_buf(),
+            notice: DRAFT.to_string(),
+            findings: FINDINGS.iter().zip(label_report(&text)).filter(|(_, found)| *found).map(|(name, _)| name.to_string()).collect(),
+            structures: self.evidence(&observed, &text),
+            text,
+            hounsfield,
+            warnings,
+            decoder: self.kind.name().to_string(),
+            models: self.models.clone(),
+            seconds,
+        })
+    }
+
+    /// The report of an observed study.
+    pub fn write(&self, observed: &Observed, on_text: &mut dyn FnMut(&str)) -> Result<String> {
+        let tokens = observed.tokens.to_dtype(DType::F32)?.unsqueeze(0)?;
+        let tokenizer = self.decoder.tokenizer();
+        let (mut ids, mut said) = (Vec::new(), String::new());
+        let mut fault = None;
+        let written = self.decoder.write(&tokens, &self.generation, &mut |_, id| {
+            ids.push(id);
+            match tokenizer.decode(&ids) {
+                // an unfinished character waits for its other bytes
+                Ok(text) if text.starts_with(&said) && !text.ends_with('\u{FFFD}') => {
+                    on_text(&text[said.len()..]);
+                    said = text;
+                }
+                Ok(_) => {}
+                Err(error) => fault = Some(error),
+            }
+        })?;
+        match fault {
+            Some(error) => Err(error),
+            None => Ok(tokenizer.decode(&written[0])?.trim().to_string()),
+        }
+    }
+
+    fn evidence(&self, observed: &Observed, text: &str) -> Vec<StructureEvidence> {
+        let assigned = self.structures.assign(text).texts;
+        let names = self.structures.names().into_iter().zip(assigned);
+        let rows = observed.indices.iter().zip(&observed.mass);
+        let structure = |((name, text), (indices, mass)): ((&str, Option<String>), (&Vec<u32>, &Vec<f32>))| {
+            let mut patches: Vec<PatchEvidence> = indices
+                .iter()
+                .zip(mass)
+                .map(|(index, mass)| patch_evidence(&self.config, &observed.geometry, *index as usize, *mass))
+                .collect();
+            patches.sort_by(|a, b| b.attention_mass.total_cmp(&a.attention_mass));
+            StructureEvidence { name: name.to_string(), text, attention_mass: mass.iter().sum(), patches }
+        };
+        names.zip(rows).map(structure).collect()
+    }
+}
+
+/// Where patch `index` of a prepared volume lies.
+pub fn patch_evidence(config: &Config, geometry: &Geometry, index: usize, mass: f32) -> PatchEvidence {
+    let vit = &config.vision.ct_vit;
+    let [_, gh, gw] = vit.grid(config.volume.shape()[0]);
+    let grid = [index / (gh * gw), index / gw % gh, index % gw];
+    let size = [vit.temporal_patch_size, vit.patch_size[0], vit.patch_size[1]];
+    let first = [0, 1, 2].map(|axis| grid[axis] * size[axis]);
+    let end = [0, 1, 2].map(|axis| first[axis] + size[axis]);
+    PatchEvidence { grid, voxels: [first, end], box_mm: geometry.box_mm(first, end), attention_mass: mass }
+}
+
+/// Writes reports for scans one after the other; one that fails is told to `on_failure` and passed over.
+pub fn report_scans(
+    reporter: &Reporter,
+    scans: &[PathBuf],
+    on_text: &mut dyn FnMut(&Path, &str),
+    on_report: &mut dyn FnMut(Report) -> Result<()>,
+    on_failure: &mut dyn FnMut(&Path, &Error),
+) -> Result<()> {
+    let mut failed = Vec::new();
+    for scan in scans {
+        match reporter.report(scan, &mut |text| on_text(scan, text)) {
+            Ok(report) => on_report(report)?,
+            Err(error) => {
+                on_failure(scan, &error);
+                failed.push(scan.display().to_string());
+            }
+        }
+    }
+    match failed.len() {
+        0 => Ok(()),
+        count => Err(Error::SomeFailed { failed: count, total: scans.len(), list: failed.join(", ") }),
+    }
+}

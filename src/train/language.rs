@@ -1,0 +1,130 @@
+//! A small LLaMA of one's own, trained on the training reports' text alone: the base that adapters are then trained on.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use serde_json::{Map, Value, json};
+
+use crate::config::{Config, LanguageStage};
+use crate::data::{Cache, Split};
+use crate::decoder::{Llama, LlamaConfig};
+use crate::text::Tokenizer;
+use crate::weights::{self, Params};
+use crate::{Error, Result};
+
+use super::micro_batches::{in_threads, sum_gradients};
+use super::optimizer::AdamW;
+use super::order::Order;
+use super::run_folder::RunFolder;
+use super::stage::{Loop, Stage, StepOutcome};
+
+struct Language<'a> {
+    config: &'a Config,
+    stage: &'a LanguageStage,
+    model: Llama,
+    reports: Vec<Vec<u32>>,
+    watched: Vec<Vec<u32>>,
+    order: Order,
+}
+
+/// Learns a tokenizer and a language model; `RUN/language` becomes a base folder in Hugging Face's layout.
+pub fn train_language(config: &Config, cache: &Cache, run: &Path, resume: bool) -> Result<u64> {
+    let Some(stage) = &config.language else {
+        return Err(Error::Invalid("language: null: this configuration takes LLaMA from llama.base".to_string()));
+    };
+    let folder = RunFolder::create(run.join("language"))?;
+    let texts = |split: Split| -> Vec<String> { cache.split(split).iter().map(|study| study.report.clone()).collect() };
+    let train = texts(Split::Train);
+    if train.is_empty() {
+        return Err(Error::file(cache.root(), "holds no training study"));
+    }
+    let tokenizer_path = folder.path("tokenizer.json");
+    let tokenizer =
+        if tokenizer_path.is_file() { Tokenizer::read(&tokenizer_path)? } else { Tokenizer::train_byte_pair(&train, stage.vocabulary)? };
+    tokenizer.save(&tokenizer_path)?;
+    let vocab_size = if stage.model.vocab_size == 0 { tokenizer.vocabulary() } else { stage.model.vocab_size };
+    let sizes = LlamaConfig { vocab_size, ..stage.model.clone() };
+    let params = Params::fresh(config.seed, &Device::Cpu);
+    let limit = config.llama.max_report_tokens;
+    let ids = |texts: &[String]| texts.iter().map(|text| Ok(tokenizer.encode_whole(text, limit)?.0)).collect::<Result<Vec<_>>>();
+    let reports = ids(&train)?;
+    let order = Order::new(reports.len(), config.seed);
+    let watched = ids(&texts(Split::Validation))?;
+    let mut language = Language { config, stage, model: Llama::new(&sizes, &params)?, reports, watched, order };
+    let mut optimizer = AdamW::new(params.trainable(), stage.training.optimizer.clone());
+    let steps = Loop::new(config, &stage.training, &folder, resume)?.run(&mut language, &mut optimizer)?;
+    weights::save(&folder.path("model.safetensors"), &params.tensors(), &HashMap::from([("format".to_string(), "pt".to_string())]))?;
+    write_config(&folder, &sizes, &tokenizer)?;
+    Ok(steps)
+}
+
+/// `config.json` as transformers reads it.
+fn write_config(folder: &RunFolder, sizes: &LlamaConfig, tokenizer: &Tokenizer) -> Result<()> {
+    let fault = |e: serde_json::Error| Error::file(folder.path("config.json"), e.to_string());
+    let mut keys = serde_json::to_value(sizes).map_err(fault)?;
+    let more = [
+        ("model_type", json!("llama")),
+        ("architectures", json!(["LlamaForCausalLM"])),
+        ("hidden_act", json!("silu")),
+        ("bos_token_id", json!(tokenizer.begin)),
+        ("eos_token_id", json!(tokenizer.end)),
+    ];
+    for (key, value) in more {
+        keys[key] = value;
+    }
+    folder.write_text("config.json", &serde_json::to_string_pretty(&keys).map_err(fault)?)
+}
+
+impl Language<'_> {
+    /// Sum of the next-token losses of reports, and how many tokens that is.
+    fn loss_sum(&self, reports: &[&Vec<u32>]) -> Result<(Tensor, usize)> {
+        let longest = reports.iter().map(|report| report.len()).max().unwrap_or(0);
+        let length = longest - 1;
+        let at = |report: &[u32], index: usize| report.get(index).copied().unwrap_or(0);
+        let inputs: Vec<u32> = reports.iter().flat_map(|report| (0..length).map(|index| at(report, index))).collect();
+        let targets: Vec<Vec<u32>> = reports.iter().map(|report| (0..length).map(|index| at(report, index + 1)).collect()).collect();
+        let weight = |report: &Vec<u32>| (0..length).map(|index| if index + 1 < report.len() { 1.0 } else { 0.0 }).collect::<Vec<f32>>();
+        let weights: Vec<Vec<f32>> = reports.iter().map(|report| weight(report)).collect();
+        let embedded = self.model.embed(&Tensor::from_vec(inputs, (reports.len(), length), &Device::Cpu)?)?;
+        let hidden = self.model.forward(&embedded, None, None)?;
+        let count = reports.iter().map(|report| report.len() - 1).sum();
+        Ok((self.model.loss_sum(&hidden, &targets, &weights)?, count))
+    }
+}
+
+impl Stage for Language<'_> {
+    fn name(&self) -> &str {
+        "language"
+    }
+
+    fn gradients(&mut self, step: u64, optimizer: &AdamW) -> Result<StepOutcome> {
+        let training = &self.stage.training;
+        let batch = self.order.batch(step, training.batch);
+        let tokens: usize = batch.iter().map(|&index| self.reports[index].len() - 1).sum();
+        let parts: Vec<&[usize]> = batch.chunks(training.micro_batch).collect();
+        let this = &*self;
+        let results = in_threads(&parts, this.config.threads, |_, part| {
+            let reports: Vec<&Vec<u32>> = part.iter().map(|&index| &this.reports[index]).collect();
+            let loss = (this.loss_sum(&reports)?.0 / tokens as f64)?;
+            Ok((f64::from(loss.to_scalar::<f32>()?), optimizer.gradients(&mut loss.backward()?)))
+        })?;
+        let (losses, gradients): (Vec<f64>, Vec<_>) = results.into_iter().unzip();
+        let metrics = Map::from_iter([("tokens".to_string(), json!(tokens))]);
+        Ok(StepOutcome { gradients: sum_gradients(gradients)?, loss: losses.iter().sum(), metrics })
+    }
+
+    fn validate(&mut self) -> Result<Map<String, Value>> {
+        if self.watched.is_empty() {
+            return Ok(Map::new());
+        }
+        let this = &*self;
+        let parts: Vec<&[Vec<u32>]> = this.watched.chunks(this.stage.training.micro_batch).collect();
+        let sums = in_threads(&parts, this.config.threads, |_, part| {
+            let (loss, count) = this.loss_sum(&part.iter().collect::<Vec<_>>())?;
+            Ok((f64::from(loss.to_scalar::<f32>()?), count))
+        })?;
+        let (loss, count) = sums.into_iter().fold((0.0, 0), |(loss, count), (more, tokens)| (loss + more, count + tokens));
+        Ok(Map::from_iter([("validation_loss".to_string(), json!(loss / count.max(1) as f64))]))
+    }
+}

@@ -1,0 +1,225 @@
+//! Stage two: report learning from selected visual tokens, with LLaMA and LoRA or with the BERT decoder (method.md, stage two).
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor, Var};
+use serde_json::{Map, Value, json};
+
+use crate::config::{Config, TrainingConfig};
+use crate::data::{Cache, CachedStudy, Split};
+use crate::decoder::{Network, ReportDecoder, TargetReport, token_statistics, weigh_rare_tokens};
+use crate::generate::{Assembled, DecoderKind, assemble_bert, assemble_llama, decoder_file, llama_base, read_tokens};
+use crate::weights::{self, Params};
+use crate::{Error, Result};
+
+use super::micro_batches::{in_threads, sum_gradients};
+use super::optimizer::AdamW;
+use super::order::{Order, step_rng};
+use super::run_folder::{Checkpoint, RunFolder};
+use super::stage::{Loop, Stage, StepOutcome};
+
+/// What stage two gave.
+#[derive(Debug, Clone)]
+pub struct ReportOutcome {
+    /// Steps done in all.
+    pub steps: u64,
+    /// Training and validation studies.
+    pub studies: [usize; 2],
+    /// Training reports that exceed `max_report_tokens` and were cut.
+    pub cut: usize,
+}
+
+struct ReportStage<'a> {
+    config: &'a Config,
+    training: &'a TrainingConfig,
+    kind: DecoderKind,
+    run: &'a Path,
+    decoder: ReportDecoder,
+    studies: Vec<&'a CachedStudy>,
+    reports: Vec<TargetReport>,
+    watched: Vec<(&'a CachedStudy, TargetReport)>,
+    order: Order,
+}
+
+/// Validation studies whose loss is measured at each checkpoint.
+const WATCHED: usize = 200;
+
+/// Trains a decoder on the run's observations of the cache's training studies.
+pub fn train_report(config: &Config, cache: &Cache, run: &Path, kind: DecoderKind, resume: bool) -> Result<ReportOutcome> {
+    train_report_for(config, cache, run, kind, resume, None)
+}
+
+/// As [`train_report`]; stops after `stop_after` steps of this call, with a checkpoint.
+pub fn train_report_for(
+    config: &Config,
+    cache: &Cache,
+    run: &Path,
+    kind: DecoderKind,
+    resume: bool,
+    stop_after: Option<u64>,
+) -> Result<ReportOutcome> {
+    let folder = RunFolder::create(run.join(kind.name()))?;
+    let (assembled, trainable) = fresh(config, run, kind)?;
+    let Assembled { decoder, params } = assembled;
+    let (mut stage, cut) = ReportStage::new(config, cache, run, kind, decoder)?;
+    let factor = if kind == DecoderKind::Llama { config.llama.projector_lr_factor } else { 1.0 };
+    let mut optimizer = AdamW::new(trainable, stage.training.optimizer.clone()).scale_lr(factor, |name| name.starts_with("projector."));
+    let looped = Loop { stop_after, ..Loop::new(config, stage.training, &folder, resume)? };
+    let steps = looped.run(&mut stage, &mut optimizer)?;
+    if steps == stage.training.steps {
+        stage.save(&params, &folder)?;
+    }
+    Ok(ReportOutcome { steps, studies: [stage.studies.len(), stage.watched.len()], cut })
+}
+
+/// A decoder to be trained, with its trained tensors by name.
+fn fresh(config: &Config, run: &Path, kind: DecoderKind) -> Result<(Assembled, Vec<(String, Var)>)> {
+    match kind {
+        DecoderKind::Llama => {
+            let mut assembled = assemble_llama(config, run, Params::fresh(config.seed, &Device::Cpu))?;
+            let mut trainable = assembled.params.trainable();
+            if let Network::Llama { model, .. } = assembled.decoder.network_mut() {
+                model.attach_lora(&config.llama.lora, config.seed)?;
+                trainable.extend(model.lora_vars());
+            }
+            Ok((assembled, trainable))
+        }
+        DecoderKind::Bert => {
+            let assembled = assemble_bert(config, run, Params::fresh(config.seed, &Device::Cpu))?;
+            let trainable = assembled.params.trainable();
+            if let Some(folder) = &config.bert.weights {
+                take_bert(folder, &trainable)?;
+            }
+            Ok((assembled, trainable))
+        }
+    }
+}
+
+/// Takes a pretrained BERT's embeddings and layers into the decoder: its cross-attention has no counterpart and stays fresh.
+fn take_bert(folder: &Path, trainable: &[(String, Var)]) -> Result<()> {
+    let tensors = weights::open(folder)?;
+    let mut taken = 0;
+    for (name, var) in trainable {
+        let Some(name) = name.strip_prefix("decoder.") else { continue };
+        let found = tensors.get(name).or_else(|| tensors.get(name.strip_prefix("bert.")?));
+        let Some(tensor) = found else {
+            if name.contains("crossattention") || name.starts_with("cls.") || name.contains("token_type_embeddings") {
+                continue;
+            }
+            return Err(Error::Tensor { source_name: folder.display().to_string(), tensor: name.to_string(), what: "missing".to_string() });
+        };
+        if tensor.dims() != var.dims() {
+            let what = format!("expected {:?}, found {:?}", var.dims(), tensor.dims());
+            return Err(Error::Tensor { source_name: folder.display().to_string(), tensor: name.to_string(), what });
+        }
+        var.set(&tensor.to_dtype(DType::F32)?)?;
+        taken += 1;
+    }
+    if taken == 0 { Err(Error::file(folder, "holds no tensor of a BERT")) } else { Ok(()) }
+}
+
+impl<'a> ReportStage<'a> {
+    fn new(config: &'a Config, cache: &'a Cache, run: &'a Path, kind: DecoderKind, mut decoder: ReportDecoder) -> Result<(Self, usize)> {
+        let (training, limit, rare) = match kind {
+            DecoderKind::Llama => (&config.llama.training, config.llama.max_report_tokens, config.llama.rare_token_weight),
+            DecoderKind::Bert => (&config.bert.training, config.bert.max_report_tokens, config.bert.rare_token_weight),
+        };
+        let studies = cache.split(Split::Train);
+        if studies.is_empty() {
+            return Err(Error::file(cache.root(), "holds no training study"));
+        }
+        let target = |study: &CachedStudy| decoder.target(&study.report, limit);
+        let (mut reports, cut): (Vec<TargetReport>, Vec<bool>) =
+            studies.iter().map(|study| target(study)).collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        let watched = cache.split(Split::Validation).into_iter().take(WATCHED);
+        let watched = watched.map(|study| Ok((study, target(study)?.0))).collect::<Result<_>>()?;
+        weigh_rare_tokens(&mut reports, decoder.tokenizer().vocabulary(), rare);
+        if let Some(projector) = decoder.projector_mut() {
+            let tokens = studies.iter().map(|study| read_tokens(run, &study.name));
+            if projector.standardises() {
+                let (mean, deviation) = token_statistics(tokens, config.structure.queries.structures())?;
+                projector.set_statistics(mean, deviation);
+            }
+        }
+        let order = Order::new(studies.len(), config.seed.wrapping_add(1));
+        let cut = cut.into_iter().filter(|cut| *cut).count();
+        Ok((ReportStage { config, training, kind, run, decoder, studies, reports, watched, order }, cut))
+    }
+
+    /// Visual tokens (n, V, h) of studies.
+    fn tokens(&self, names: &[&str]) -> Result<Tensor> {
+        let tokens: Vec<Tensor> = names.iter().map(|name| Ok(read_tokens(self.run, name)?.to_dtype(DType::F32)?)).collect::<Result<_>>()?;
+        Ok(Tensor::stack(&tokens, 0)?)
+    }
+
+    /// Writes the finished decoder: LLaMA's adapter in PEFT's format and its projector, or BERT whole.
+    fn save(&self, params: &Params, folder: &RunFolder) -> Result<()> {
+        let mut tensors = params.tensors();
+        if let Some(projector) = self.decoder.projector() {
+            tensors.extend(projector.statistics().into_iter().map(|(name, tensor)| (format!("projector.{name}"), tensor)));
+        }
+        if let Network::Llama { model, .. } = self.decoder.network() {
+            let base = llama_base(self.config, self.run);
+            model.save_adapter(&folder.path("adapter"), &self.config.llama.lora, &base.display().to_string())?;
+        }
+        weights::save(&decoder_file(self.run, self.kind), &tensors, &HashMap::new())
+    }
+}
+
+impl Stage for ReportStage<'_> {
+    fn name(&self) -> &str {
+        match self.kind {
+            DecoderKind::Llama => "report-llama",
+            DecoderKind::Bert => "report-bert",
+        }
+    }
+
+    fn gradients(&mut self, step: u64, optimizer: &AdamW) -> Result<StepOutcome> {
+        let batch = self.order.batch(step, self.training.batch);
+        let counted = |index: &usize| self.reports[*index].weights.iter().map(|weight| f64::from(*weight)).sum::<f64>();
+        let weight: f64 = batch.iter().map(counted).sum();
+        let tokens: usize = batch.iter().map(|&index| self.reports[index].ids.len()).sum();
+        let parts: Vec<&[usize]> = batch.chunks(self.training.micro_batch).collect();
+        let this = &*self;
+        let results = in_threads(&parts, this.config.threads, |part_index, part| {
+            let names: Vec<&str> = part.iter().map(|&index| this.studies[index].name.as_str()).collect();
+            let reports: Vec<&TargetReport> = part.iter().map(|&index| &this.reports[index]).collect();
+            let mut dropout = step_rng(this.config.seed ^ 0xD1, step, part_index);
+            let loss = (this.decoder.loss_sum(&this.tokens(&names)?, &reports, Some(&mut dropout))? / weight)?;
+            Ok((f64::from(loss.to_scalar::<f32>()?), optimizer.gradients(&mut loss.backward()?)))
+        })?;
+        let (losses, gradients): (Vec<f64>, Vec<_>) = results.into_iter().unzip();
+        let metrics = Map::from_iter([
+            ("tokens".to_string(), json!(tokens)),
+            ("epoch".to_string(), json!(self.order.epoch(step, self.training.batch))),
+        ]);
+        Ok(StepOutcome { gradients: sum_gradients(gradients)?, loss: losses.iter().sum(), metrics })
+    }
+
+    fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+        let statistics = self.decoder.projector().map(|projector| projector.statistics()).unwrap_or_default();
+        Ok(statistics.into_iter().map(|(name, tensor)| (format!("projector.{name}"), tensor)).collect())
+    }
+
+    fn restore(&mut self, _checkpoint: &mut Checkpoint) -> Result<()> {
+        // the statistics are the training set's, taken again at the start
+        Ok(())
+    }
+
+    /// Loss a token on validation studies, all tokens alike.
+    fn validate(&mut self) -> Result<Map<String, Value>> {
+        if self.watched.is_empty() {
+            return Ok(Map::new());
+        }
+        let this = &*self;
+        let parts: Vec<&[(&CachedStudy, TargetReport)]> = this.watched.chunks(this.training.micro_batch).collect();
+        let sums = in_threads(&parts, this.config.threads, |_, part| {
+            let names: Vec<&str> = part.iter().map(|(study, _)| study.name.as_str()).collect();
+            let reports: Vec<&TargetReport> = part.iter().map(|(_, report)| report).collect();
+            Ok(f64::from(this.decoder.loss_sum(&this.tokens(&names)?, &reports, None)?.to_scalar::<f32>()?))
+        })?;
+        let count: usize = this.watched.iter().map(|(_, report)| report.ids.len()).sum();
+        Ok(Map::from_iter([("validation_loss".to_string(), json!(sums.iter().sum::<f64>() / count.max(1) as f64))]))
+    }
+}

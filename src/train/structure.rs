@@ -1,0 +1,275 @@
+//! Stage one: structure learning (method.md, stage one).
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::{DType, Tensor, Var};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, Normal};
+use serde_json::{Map, Value, json};
+
+use crate::config::Config;
+use crate::data::{Cache, CachedStudy, Split};
+use crate::evaluate::retrieval;
+use crate::generate::{Features, Observer, centre, encode_reports, stack_features, structure_means};
+use crate::structure::{
+    Contrast, DiversityQueue, LossConfig, Queue, QueueConfig, ReferenceQueue, RetrievalRule, contrast, reference_contrast,
+    report_to_volume_scores,
+};
+use crate::weights;
+use crate::{Error, Result};
+
+use super::micro_batches::{in_threads, sum_gradients};
+use super::optimizer::{AdamW, Gradients};
+use super::order::{Order, step_rng};
+use super::run_folder::{Checkpoint, RunFolder};
+use super::stage::{Loop, Stage, StepOutcome};
+
+/// Validation studies whose retrieval is measured at each checkpoint.
+const WATCHED: usize = 200;
+
+/// What stage one gave.
+#[derive(Debug, Clone)]
+pub struct StructureOutcome {
+    /// Steps done in all.
+    pub steps: u64,
+    /// Training and validation studies.
+    pub studies: [usize; 2],
+    /// Sizes of the queue a structure at the end.
+    pub queue: Vec<usize>,
+}
+
+struct StructureStage<'a> {
+    config: &'a Config,
+    cache: &'a Cache,
+    studies: Vec<&'a CachedStudy>,
+    features: Features,
+    text_width: usize,
+    watched: Vec<&'a CachedStudy>,
+    watched_features: Features,
+    observer: Observer,
+    queue: Queue,
+    order: Order,
+}
+
+/// Trains stage one on the cache's training studies; the finished model is written to `RUN/structure/model.safetensors`.
+pub fn train_structure(config: &Config, cache: &Cache, run: &Path, resume: bool) -> Result<StructureOutcome> {
+    train_structure_for(config, cache, run, resume, None)
+}
+
+/// As [`train_structure`]; stops after `stop_after` steps of this call, with a checkpoint.
+pub fn train_structure_for(config: &Config, cache: &Cache, run: &Path, resume: bool, stop_after: Option<u64>) -> Result<StructureOutcome> {
+    cache.check(&config.volume)?;
+    let folder = RunFolder::create(run.join("structure"))?;
+    let mut stage = StructureStage::new(config, cache)?;
+    let training = &config.train_structure.training;
+    let mut optimizer = AdamW::new(stage.observer.trainable(), training.optimizer.clone());
+    let looped = Loop { stop_after, ..Loop::new(config, training, &folder, resume)? };
+    let steps = looped.run(&mut stage, &mut optimizer)?;
+    if steps == training.steps {
+        weights::save(&folder.path("model.safetensors"), &stage.observer.tensors(), &std::collections::HashMap::new())?;
+    }
+    let queue = match &stage.queue {
+        Queue::Features(queue) => (0..config.structure.queries.structures()).map(|s| queue.len(s)).collect(),
+        Queue::Reference(_) => Vec::new(),
+    };
+    Ok(StructureOutcome { steps, studies: [stage.studies.len(), stage.watched.len()], queue })
+}
+
+impl<'a> StructureStage<'a> {
+    fn new(config: &'a Config, cache: &'a Cache) -> Result<Self> {
+        let studies = cache.split(Split::Train);
+        let mut watched = cache.split(Split::Validation);
+        watched.truncate(WATCHED);
+        let batch = config.train_structure.training.batch;
+        if studies.len() < batch {
+            let what = format!("{} training studies are fewer than train_structure.training.batch {batch}", studies.len());
+            return Err(Error::file(cache.root(), what));
+        }
+        let reports: Vec<&str> = studies.iter().chain(&watched).map(|study| study.report.as_str()).collect();
+        let (mut features, text_width) = encode_reports(config, &reports, Some(cache.root()))?;
+        let mut watched_features = features.split_off(studies.len());
+        // the mean is the training set's alone
+        let means = config.structure.head.centre_text.then(|| structure_means(&features, text_width)).transpose()?;
+        // the reference projects raw features; ours are centred and of unit length
+        if matches!(config.structure.loss, LossConfig::Ours(_)) {
+            centre(&mut features, means.as_ref())?;
+            centre(&mut watched_features, means.as_ref())?;
+        }
+        let mut observer = Observer::fresh(config, text_width)?;
+        observer.set_text_mean(means);
+        let order = Order::new(studies.len(), config.seed);
+        let queue = queue(config);
+        Ok(StructureStage { config, cache, studies, features, text_width, watched, watched_features, observer, queue, order })
+    }
+
+    /// Volumes (n, 1, D, H, W) of a micro-batch; `step`: augmented as that training step says.
+    fn volumes(&self, names: &[&str], augment: Option<(u64, usize)>) -> Result<Tensor> {
+        let std = self.config.train_structure.intensity_offset;
+        let volume = |(index, name): (usize, &&str)| -> Result<Tensor> {
+            let volume = self.cache.volume(name)?;
+            match augment {
+                Some((step, first)) if std > 0.0 => {
+                    let normal = Normal::new(0.0, std).map_err(|e| Error::Invalid(format!("train_structure.intensity_offset: {e}")))?;
+                    let offset = normal.sample(&mut step_rng(self.config.seed, step, first + index));
+                    Ok((volume + offset)?.clamp(-1f32, 1f32)?)
+                }
+                _ => Ok(volume),
+            }
+        };
+        let volumes: Vec<Tensor> = names.iter().enumerate().map(volume).collect::<Result<_>>()?;
+        Ok(Tensor::stack(&volumes, 0)?)
+    }
+
+    /// The loss over a batch's observations (a leaf), its gradient to them and to the head, and what to log.
+    fn contrast(&mut self, tokens: &Var, batch: &[usize], optimizer: &AdamW) -> Result<(Tensor, StepOutcome)> {
+        let rows: Vec<_> = batch.iter().map(|&index| &self.features[index]).collect();
+        let (features, present) = stack_features(&rows, self.text_width)?;
+        let standardised = match self.observer.standardiser_mut() {
+            Some(standardiser) => standardiser.train(tokens.as_tensor())?,
+            None => tokens.as_tensor().clone(),
+        };
+        let mut metrics = Map::new();
+        let loss = match (&self.config.structure.loss, &self.queue) {
+            (LossConfig::Ours(loss), Queue::Features(queue)) => {
+                let contrasted = Contrast { observations: &standardised, features: &features, present: &present, queue: &queue.tensors()? };
+                let parts = contrast(self.observer.head(), &contrasted, loss)?;
+                metrics.insert("contrastive".into(), json!(parts.contrastive));
+                metrics.insert("divergence".into(), json!(parts.divergence));
+                metrics.insert("target_entropy".into(), json!(parts.target_entropy));
+                metrics.insert("rows".into(), json!(parts.rows));
+                metrics.insert("temperature".into(), json!(self.observer.head().temperature()?.to_scalar::<f32>()?));
+                parts.loss
+            }
+            (LossConfig::Reference(loss), Queue::Reference(queue)) => {
+                let structures = self.config.structure.queries.structures();
+                let flat = |tensor: &Tensor| -> Result<Tensor> { Ok(tensor.flatten_to(1)?) };
+                let visual = self.observer.head().visual_raw(&flat(&standardised)?)?;
+                let text = self.observer.head().text(&flat(&features)?)?;
+                reference_contrast(&visual, &text, &queue.tensor()?, structures, loss)?.loss
+            }
+            _ => {
+                return Err(Error::Invalid(
+                    "structure.queue: the reference's loss needs the reference's queue, ours one of features".to_string(),
+                ));
+            }
+        };
+        let mut store = loss.backward()?;
+        let gradient = store.remove(tokens).map_or_else(|| tokens.zeros_like(), Ok)?;
+        let gradients = optimizer.gradients(&mut store);
+        let outcome = StepOutcome { gradients, loss: f64::from(loss.to_scalar::<f32>()?), metrics };
+        self.push(&rows.into_iter().cloned().collect::<Vec<_>>(), &features)?;
+        Ok((gradient, outcome))
+    }
+
+    /// The batch's texts enter the queue, after its loss.
+    fn push(&mut self, rows: &[Vec<Option<Vec<f32>>>], features: &Tensor) -> Result<()> {
+        match (&mut self.queue, &self.config.structure.loss) {
+            (Queue::Features(queue), _) => queue.push(rows),
+            (Queue::Reference(queue), LossConfig::Reference(loss)) => {
+                queue.update(&self.observer.head().text(features)?.detach(), loss.temperature)?;
+            }
+            (Queue::Reference(_), LossConfig::Ours(_)) => {}
+        }
+        Ok(())
+    }
+}
+
+fn queue(config: &Config) -> Queue {
+    let structures = config.structure.queries.structures();
+    match config.structure.queue {
+        QueueConfig::Ours { length, same_cosine } => Queue::Features(DiversityQueue::new(structures, length, Some(same_cosine))),
+        QueueConfig::Fifo { length } => Queue::Features(DiversityQueue::new(structures, length, None)),
+        QueueConfig::Reference { length } => {
+            let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
+            Queue::Reference(ReferenceQueue::new(structures, length, config.structure.head.width, &mut rng))
+        }
+    }
+}
+
+impl Stage for StructureStage<'_> {
+    fn name(&self) -> &str {
+        "structure"
+    }
+
+    /// Features first, then the loss over the whole batch, then gradients volume by volume (GradCache with the graphs kept).
+    fn gradients(&mut self, step: u64, optimizer: &AdamW) -> Result<StepOutcome> {
+        let training = &self.config.train_structure.training;
+        let batch = self.order.batch(step, training.batch);
+        let parts: Vec<(usize, &[usize])> =
+            batch.chunks(training.micro_batch).enumerate().map(|(i, part)| (i * training.micro_batch, part)).collect();
+        let this = &*self;
+        let observed = in_threads(&parts, this.config.threads, |_, (first, part)| {
+            let names: Vec<&str> = part.iter().map(|&index| this.studies[index].name.as_str()).collect();
+            let volumes = this.volumes(&names, Some((step, *first)))?;
+            let mut dropout = step_rng(this.config.seed ^ 0xD0, step, *first);
+            Ok(this.observer.observe(&volumes, Some(&mut dropout))?.tokens)
+        })?;
+        let detached: Vec<Tensor> = observed.iter().map(Tensor::detach).collect();
+        let tokens = Var::from_tensor(&Tensor::cat(&detached, 0)?)?;
+        let (gradient, mut outcome) = self.contrast(&tokens, &batch, optimizer)?;
+        let mut start = 0;
+        let mut surrogates = Vec::new();
+        for tokens in observed {
+            let rows = tokens.dim(0)?;
+            surrogates.push((tokens, gradient.narrow(0, start, rows)?));
+            start += rows;
+        }
+        let threads = self.config.threads;
+        let back = in_threads(&surrogates, threads, |_, (tokens, gradient)| {
+            let mut store = (tokens * gradient)?.sum_all()?.backward()?;
+            Ok(optimizer.gradients(&mut store))
+        })?;
+        let head: Gradients = std::mem::take(&mut outcome.gradients);
+        outcome.gradients = sum_gradients(std::iter::once(head).chain(back).collect())?;
+        Ok(outcome)
+    }
+
+    fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+        let mut state = match &self.queue {
+            Queue::Features(queue) => queue.state()?,
+            Queue::Reference(queue) => queue.state()?,
+        };
+        state.extend(self.observer.statistics());
+        Ok(state)
+    }
+
+    fn restore(&mut self, checkpoint: &mut Checkpoint) -> Result<()> {
+        let source = checkpoint.path.display().to_string();
+        if let Some(standardiser) = self.observer.standardiser_mut() {
+            standardiser.restore(&source, &mut checkpoint.optimizer)?;
+        }
+        match &mut self.queue {
+            Queue::Features(queue) => queue.restore(&source, &mut checkpoint.optimizer),
+            Queue::Reference(queue) => queue.restore(&source, &mut checkpoint.optimizer),
+        }
+    }
+
+    /// Report-to-volume retrieval among validation studies.
+    fn validate(&mut self) -> Result<Map<String, Value>> {
+        let mut line = Map::new();
+        if self.watched.len() < 2 {
+            return Ok(line);
+        }
+        let this = &*self;
+        let visual = in_threads(&this.watched, this.config.threads, |_, study| {
+            let observation = this.observer.observe(&this.volumes(&[&study.name], None)?, None)?;
+            Ok(this.observer.contrast(&observation.tokens.detach())?.detach())
+        })?;
+        let rows: Vec<_> = this.watched_features.iter().collect();
+        let (features, present) = stack_features(&rows, this.text_width)?;
+        let text = this.observer.head().text(&features)?.detach();
+        let rule = match this.config.structure.loss {
+            LossConfig::Ours(_) => RetrievalRule::MeanOfPresent,
+            LossConfig::Reference(_) => RetrievalRule::SumOfAll,
+        };
+        let visual = Tensor::cat(&visual, 0)?.to_dtype(DType::F32)?;
+        let scores = retrieval(&report_to_volume_scores(&visual, &text, &present, rule)?);
+        for (k, recall) in &scores.recall_at {
+            line.insert(format!("retrieval_recall_at_{k}"), json!(recall));
+        }
+        line.insert("retrieval_volumes".into(), json!(scores.volumes));
+        Ok(line)
+    }
+}
