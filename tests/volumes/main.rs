@@ -1,4 +1,4 @@
-//! Reading volumes: every NIfTI type, DICOM as scanners write it, real scans, broken files.
+//! Reading volumes: every NIfTI type, DICOM as scanners write it, real scans, broken files, Hounsfield decisions.
 
 mod bad_dicom;
 mod bad_nifti;
@@ -6,6 +6,7 @@ mod codecs;
 mod compressed;
 mod dicom;
 mod dicom_file;
+mod hounsfield;
 mod nifti;
 mod nifti_file;
 mod orientation;
