@@ -44,11 +44,17 @@ pub struct HuVerdict {
 /// Shares of a volume's voxels that a chest CT in Hounsfield units must have.
 #[derive(Debug, Clone, Copy)]
 struct Profile {
-    /// In [-1100, -700]: air and lung.
+    /// In [-1900, -1100): nothing is; padding lies deeper (-2000, -2048, -3024).
+    below_air: f64,
+    /// In [-1100, -900): air around the body and in the airways.
+    open_air: f64,
+    /// In [-1100, -700): air and lung.
     air: f64,
-    /// In [-200, 200]: fat, water, muscle, blood.
+    /// In [-200, 150): fat, water, muscle, blood.
     tissue: f64,
-    /// In (200, 4000]: bone, contrast.
+    /// In [0, 120): water, muscle, blood.
+    muscle: f64,
+    /// In [150, 4000): bone, contrast.
     dense: f64,
     minimum: f32,
     maximum: f32,
@@ -56,32 +62,37 @@ struct Profile {
 
 impl Profile {
     fn of(values: &[f32], rescale: impl Fn(f32) -> f32) -> Self {
-        let (mut air, mut tissue, mut dense, mut seen) = (0usize, 0usize, 0usize, 0usize);
+        const RANGES: [[f32; 2]; 6] =
+            [[-1900.0, -1100.0], [-1100.0, -900.0], [-1100.0, -700.0], [-200.0, 150.0], [0.0, 120.0], [150.0, 4000.0]];
+        let (mut counts, mut seen) = ([0usize; 6], 0usize);
         let (mut minimum, mut maximum) = (f32::INFINITY, f32::NEG_INFINITY);
         let step = (values.len() / 2_000_000).max(1);
         for value in values.iter().step_by(step) {
             let value = rescale(*value);
             (minimum, maximum) = (minimum.min(value), maximum.max(value));
             seen += 1;
-            air += usize::from((-1100.0..=-700.0).contains(&value));
-            tissue += usize::from((-200.0..=200.0).contains(&value));
-            dense += usize::from(value > 200.0 && value <= 4000.0);
+            for (count, [low, high]) in counts.iter_mut().zip(RANGES) {
+                *count += usize::from((low..high).contains(&value));
+            }
         }
-        let share = |count: usize| count as f64 / seen.max(1) as f64;
-        Profile { air: share(air), tissue: share(tissue), dense: share(dense), minimum, maximum }
+        let [below_air, open_air, air, tissue, muscle, dense] = counts.map(|count| count as f64 / seen.max(1) as f64);
+        Profile { below_air, open_air, air, tissue, muscle, dense, minimum, maximum }
     }
 
-    /// Air or lung, soft tissue, and less bone than soft tissue.
+    /// Air where air is and nothing below it, soft tissue with muscle in it, bone but less of it. Measured on two whole chests, two
+    /// crops and an abdomen: open air 1.5 to 61%, muscle 10 to 34%, bone 2.6 to 21%, below air under 0.01%.
     fn plausible(&self) -> bool {
-        self.air >= 0.02 && self.tissue >= 0.08 && self.dense < self.tissue
+        let air = self.air >= 0.02 && self.open_air >= 0.002 && self.below_air <= 0.02;
+        air && self.tissue >= 0.08 && self.muscle >= 0.03 && (0.002..self.tissue).contains(&self.dense)
     }
 
     fn tell(&self) -> String {
         let percent = |share: f64| 100.0 * share;
         format!(
-            "{:.1}% air or lung, {:.1}% soft tissue, {:.1}% bone, range {:.0} to {:.0}",
+            "{:.1}% air or lung, {:.1}% soft tissue, {:.1}% muscle or blood, {:.1}% bone, range {:.0} to {:.0}",
             percent(self.air),
             percent(self.tissue),
+            percent(self.muscle),
             percent(self.dense),
             self.minimum,
             self.maximum
