@@ -124,17 +124,34 @@ impl Canvas {
     fn stretch(&mut self, [z, y]: [usize; 2], [from, to]: [f64; 2], paint: Paint, changed: &mut VoxelBox) {
         let (origin, spacing) = (self.grid.origin_mm[2], self.grid.spacing_mm[2]);
         let (from, to) = ((from - origin) / spacing, (to - origin) / spacing);
-        let row = (z * self.grid.shape[1] + y) * self.grid.shape[2];
-        let (mut first, mut last) = (usize::MAX, 0);
-        for x in self.grid.range(2, from * spacing + origin, to * spacing + origin) {
-            let covered = (to.min(x as f64 + 0.5) - from.max(x as f64 - 0.5)).clamp(0.0, 1.0) as f32;
-            if self.touch(row + x, covered, paint) {
-                (first, last) = (first.min(x), x);
+        let width = self.grid.shape[2];
+        let row = (z * self.grid.shape[1] + y) * width;
+        // Voxels [whole, end) are covered whole, the two in which the stretch begins and ends in part.
+        let bound = |at: f64| at.max(0.0).min(width as f64) as usize;
+        let (whole, end) = (bound((from + 0.5).ceil()), bound((to - 0.5).floor() + 1.0));
+        let (begins, ends) = ((from + 0.5).floor(), (to + 0.5).floor());
+        for rim in [Some(begins), (ends > begins).then_some(ends)].into_iter().flatten() {
+            let covered = (to.min(rim + 0.5) - from.max(rim - 0.5)).clamp(0.0, 1.0) as f32;
+            if (0.0..width as f64).contains(&rim) && self.touch(row + rim as usize, covered, paint) {
+                changed.add(z, y, rim as usize);
             }
         }
-        if first != usize::MAX {
-            changed.add(z, y, first);
-            changed.add(z, y, last);
+        if whole < end {
+            self.cover(row + whole..row + end, paint, |voxel| changed.add(z, y, voxel - row));
+        }
+    }
+
+    /// Paints voxels of a row whole; `changed` hears of the first and the last of them that change.
+    fn cover(&mut self, voxels: std::ops::Range<usize>, paint: Paint, mut changed: impl FnMut(usize)) {
+        let tissues = &mut self.tissues[voxels.clone()];
+        let takes = |tissue: &u16| tissue & paint.over != 0;
+        let (Some(first), Some(last)) = (tissues.iter().position(takes), tissues.iter().rposition(takes)) else { return };
+        changed(voxels.start + first);
+        changed(voxels.start + last);
+        for (value, tissue) in self.values[voxels].iter_mut().zip(tissues) {
+            if takes(tissue) {
+                (*value, *tissue) = (paint.hu, paint.tissue.map_or(*tissue, |new| new as u16));
+            }
         }
     }
 
@@ -197,5 +214,22 @@ impl Canvas {
             }
         }
         changed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stretch_covers_its_length_and_no_more() {
+        let grid = Grid { shape: [2, 2, 12], spacing_mm: [5.0; 3], origin_mm: [0.0; 3] };
+        for (from, to) in [(12.0, 33.5), (11.0, 17.0), (13.0, 14.0), (12.0, 17.0), (12.5, 17.5), (-40.0, 8.0), (50.0, 900.0)] {
+            let mut canvas = Canvas::new(grid);
+            canvas.rows([[0.0; 2], [0.0; 2]], Paint::new(0.0, Tissue::Wall, ANY), |z, y| ((z, y) == (0.0, 0.0)).then_some((from, to)));
+            let covered: f64 = canvas.values.iter().map(|value| f64::from(value + 1000.0) / 1000.0 * 5.0).sum();
+            let within = f64::min(to, 57.5) - f64::max(from, -2.5);
+            assert!((covered - within).abs() < 1e-3, "{from} to {to}: {covered} for {within}");
+        }
     }
 }

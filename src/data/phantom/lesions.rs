@@ -38,14 +38,15 @@ impl Scene {
         let mut lung: Vec<usize> = lung.map(|(finding, _)| finding).collect();
         lung.sort_by_key(|finding| LUNG_ORDER.iter().position(|other| other == finding));
         lung.into_iter().for_each(|finding| self.paint_lung_finding(finding));
-        let rest: [(usize, fn(&mut Scene)); 5] = [
-            (1, Scene::arterial_calcification),
-            (4, Scene::coronary_calcification),
-            (5, Scene::hiatal_hernia),
-            (6, Scene::lymphadenopathy),
-            (0, Scene::medical_material),
-        ];
-        rest.iter().filter(|(finding, _)| labels[*finding]).for_each(|(_, paint)| paint(self));
+        for finding in [1, 4, 5, 6, 0].into_iter().filter(|finding| labels[*finding]) {
+            match finding {
+                1 => self.arterial_calcification(),
+                4 => self.coronary_calcification(),
+                5 => self.hiatal_hernia(),
+                6 => self.lymphadenopathy(),
+                _ => self.medical_material(),
+            }
+        }
     }
 
     /// Notes a lesion that is on no side.

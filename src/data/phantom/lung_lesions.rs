@@ -79,8 +79,8 @@ impl Scene {
             let (mut voxels, over) = (VoxelBox::EMPTY, lung_of(side) as u16);
             for _ in 0..3 {
                 let centre = self.near(site, 12.0);
-                let radii = std::array::from_fn(|_| self.rng.random_range(26.0..36.0));
-                let paint = Paint::lesion(self.rng.random_range(-540.0..-430.0), over);
+                let radii = std::array::from_fn(|_| self.rng.random_range(30.0..42.0));
+                let paint = Paint::lesion(self.rng.random_range(-500.0..-430.0), over);
                 voxels.join(self.canvas.ellipsoid(centre, radii, paint));
             }
             self.found_at(10, "lung", (Some(side), Some(lobe)), voxels, 60.0);
@@ -116,7 +116,7 @@ impl Scene {
         let radii = std::array::from_fn(|_| self.rng.random_range(34.0..42.0));
         let voxels = self.canvas.ellipsoid(centre, radii, Paint::lesion(45.0, over));
         for _ in 0..3 {
-            let end = self.near(centre, 28.0);
+            let end = self.near(centre, 20.0);
             self.canvas.tube([centre, end], 3.0, Paint::lesion(-800.0, over));
         }
         self.found_at(15, "lung", (Some(side), Some(lobe)), voxels, 70.0);

@@ -11,7 +11,7 @@ const FIELDS: usize = 4;
 
 /// Noise fields of unit variance, made once: drawing a normal number for each voxel would cost more than all the rest.
 static BANK: LazyLock<Vec<Vec<f32>>> = LazyLock::new(|| {
-    let mut rng = ChaCha8Rng::seed_from_u64(0x6e6f_6973_65);
+    let mut rng = ChaCha8Rng::seed_from_u64(0x6e6f_6973);
     // Four uniform numbers add up to nearly a normal one; the variance of their sum is 1/3.
     let mut number = || ((0..4).map(|_| rng.random::<f32>()).sum::<f32>() - 2.0) * 3f32.sqrt();
     (0..FIELDS).map(|_| (0..FIELD.iter().product()).map(|_| number()).collect()).collect()

@@ -82,10 +82,10 @@ fn every_sentence_belongs_to_a_structure_and_an_abnormal_one_to_its_lesions() {
 fn findings_are_neither_rare_nor_common_and_reports_are_short() {
     let phantoms = drawn(&default_config());
     let share = |finding: usize| phantoms.iter().filter(|phantom| phantom.labels[finding]).count() as f64 / phantoms.len() as f64;
-    for finding in 0..18 {
+    for (finding, name) in FINDINGS.iter().enumerate() {
         let default = default_config().draws(finding);
-        assert_eq!(share(finding) > 0.0, default, "{}", FINDINGS[finding]);
-        assert!(!default || (0.12..0.45).contains(&share(finding)), "{}: {}", FINDINGS[finding], share(finding));
+        assert_eq!(share(finding) > 0.0, default, "{name}");
+        assert!(!default || (0.12..0.45).contains(&share(finding)), "{name}: {}", share(finding));
     }
     let normal = phantoms.iter().filter(|phantom| phantom.labels == [false; 18]).count();
     assert!(normal > 40, "{normal} of {PHANTOMS} are normal");
@@ -94,7 +94,7 @@ fn findings_are_neither_rare_nor_common_and_reports_are_short() {
 }
 
 #[test]
-fn boxes_hold_what_a_finding_changes_and_nothing_changes_far_from_them() {
+fn boxes_hold_what_a_finding_changes() {
     let config = all_findings();
     for index in 0..120 {
         let source = Source { patient: index, scan: index, reconstruction: 0 };
@@ -110,6 +110,26 @@ fn boxes_hold_what_a_finding_changes_and_nothing_changes_far_from_them() {
             let differ = |voxel: &usize| (i32::from(with.values[*voxel]) - i32::from(without.values[*voxel])).abs() > 40;
             let changed = (0..with.values.len()).filter(|voxel| inside(*voxel)).filter(differ).count();
             assert!(changed >= 8, "{index} {}: {changed} voxels changed", FINDINGS[lesion.finding]);
+        }
+    }
+}
+
+#[test]
+fn a_finding_changes_nothing_far_from_its_boxes() {
+    let config = all_findings();
+    for index in 0..36 {
+        let finding = (index % 18) as usize;
+        let source = Source { patient: index, scan: index, reconstruction: 0 };
+        let with = draw_with(7, source, &config, std::array::from_fn(|other| other == finding));
+        let without = draw_with(7, source, &config, [false; 18]);
+        let [_, height, width] = with.shape;
+        // Two voxels more: rims are mixed, and the scanner blurs.
+        let near = |at: [usize; 3]| {
+            with.lesions.iter().any(|lesion| (0..3).all(|axis| at[axis] + 2 >= lesion.first[axis] && at[axis] < lesion.end[axis] + 2))
+        };
+        for (voxel, (with, without)) in with.values.iter().zip(&without.values).enumerate() {
+            let at = [voxel / (height * width), voxel / width % height, voxel % width];
+            assert!(near(at) || (i32::from(*with) - i32::from(*without)).abs() <= 40, "{}: {at:?}", FINDINGS[finding]);
         }
     }
 }
@@ -212,7 +232,7 @@ fn faults_name_the_key_and_what_was_found() {
 /// Prints what a phantom costs and a few reports.
 #[test]
 #[ignore = "a measurement, for --release"]
-fn a_phantom_takes_about_a_millisecond() {
+fn a_phantom_takes_less_than_two_milliseconds() {
     let config = default_config();
     draw(7, 0, &config);
     let (start, count) = (Instant::now(), 500);

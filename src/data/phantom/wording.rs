@@ -22,7 +22,7 @@ pub(super) const NO_NODES: [&str; 4] = [
     "There are no enlarged lymph nodes in the mediastinum.",
 ];
 pub(super) const HEART: [&str; 4] =
-    ["The heart is of normal size.", "Heart size is within normal limits.", "The size of the heart is normal.", "Cardiac size is normal."];
+    ["The heart has a normal size.", "Heart size is within normal limits.", "The size of the heart is normal.", "Cardiac size is normal."];
 pub(super) const NO_PERICARDIAL_EFFUSION: [&str; 4] = [
     "No pericardial effusion is seen.",
     "There is no pericardial fluid.",
@@ -125,7 +125,7 @@ const WORDINGS: [Wording; 18] = [
         &[
             "The heart is enlarged.",
             "Heart size is increased.",
-            "There is cardiomegaly.",
+            "Cardiomegaly is seen.",
             "The heart shows an increased transverse diameter.",
         ],
         &["Cardiomegaly."],
