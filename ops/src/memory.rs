@@ -21,8 +21,12 @@ pub fn reuse_freed_memory() {
 /// candle's workers spin while they wait: with batches spread over threads already they take the cores from each other. Measured on two
 /// shared cores: a third of a training step.
 pub fn keep_elementwise_work_on_its_thread() {
-    if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
-        // SAFETY: no other thread exists yet that could read the environment.
-        unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    // without the second, candle reads /proc/cpuinfo at every matrix product
+    for (name, value) in [("CANDLE_NUM_THREADS", 1), ("RAYON_NUM_THREADS", cores)] {
+        if std::env::var_os(name).is_none() {
+            // SAFETY: no other thread exists yet that could read the environment.
+            unsafe { std::env::set_var(name, value.to_string()) };
+        }
     }
 }
