@@ -40,13 +40,15 @@ impl Args {
             eprintln!("warning: {name}: {warning}");
         }
         println!(
-            "{} prepared, {} kept, {} failed, {} left out; every verdict is in {}",
+            "{} prepared, {} kept, {} failed, {} left out, {} unreadable rows; every verdict is in {}",
             report.prepared,
             report.kept,
             report.failed.len(),
             dataset.left_out.len(),
+            dataset.unreadable.len(),
             self.out.join("prepare.csv").display()
         );
-        some_failed(&report.failed, dataset.studies.len())
+        let failed: Vec<(String, String)> = report.failed.into_iter().chain(dataset.unreadable).collect();
+        some_failed(&failed, dataset.studies.len())
     }
 }

@@ -92,8 +92,8 @@ pub fn prepare(dataset: &Dataset, config: &PreparationConfig, root: &Path, done:
         };
         rows.push((study.name.clone(), row));
     }
-    for (name, why) in &dataset.left_out {
-        rows.push((name.clone(), ["left out".to_string(), String::new(), why.clone()]));
+    for (outcome, listed) in [("left out", &dataset.left_out), ("unreadable row", &dataset.unreadable)] {
+        rows.extend(listed.iter().map(|(name, why)| (name.clone(), [outcome.to_string(), String::new(), why.clone()])));
     }
     write_rows(&root.join("prepare.csv"), &rows, report.kept > 0)?;
     weights::write_aside(&root.join(STUDIES), manifest.as_bytes())?;

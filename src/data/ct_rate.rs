@@ -37,8 +37,10 @@ pub struct Study {
 pub struct Dataset {
     /// Studies, sorted by name.
     pub studies: Vec<Study>,
-    /// Volume or row, and why it is not among the studies.
+    /// Volume, and why it is not among the studies.
     pub left_out: Vec<(String, String)>,
+    /// Row of a CSV that cannot be read, and why.
+    pub unreadable: Vec<(String, String)>,
 }
 
 /// A CSV's cells by volume name and column.
@@ -195,7 +197,7 @@ fn table(path: &Path, columns: &[&str], dataset: &mut Dataset) -> Result<Table> 
                 let name = cells[0].clone();
                 rows.insert(name, columns.iter().map(|column| column.to_string()).zip(cells).collect());
             }
-            Err(why) => dataset.left_out.push((format!("{}: row {line}", path.display()), format!("unreadable: {why}"))),
+            Err(why) => dataset.unreadable.push((format!("{}: row {line}", path.display()), why)),
         }
     }
     Ok(rows)

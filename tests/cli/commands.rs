@@ -1,0 +1,78 @@
+//! The commands on a trained run.
+
+use serde_json::Value;
+
+use crate::trained::{run, succeed, text, trained};
+
+#[test]
+fn a_scan_gets_a_report_as_text_and_as_json_with_evidence() {
+    let (run_folder, scan) = (trained().path("run"), trained().scan());
+    let plain = succeed(&["generate", text(&scan), "--run", text(&run_folder)]);
+    assert!(!plain.trim().is_empty());
+    let streamed = succeed(&["generate", text(&scan), "--run", text(&run_folder), "--stream"]);
+    assert_eq!(streamed.trim(), plain.trim());
+    let json: Value = serde_json::from_str(&succeed(&["generate", text(&scan), "--run", text(&run_folder), "--format", "json"])).unwrap();
+    assert_eq!(json["text"].as_str().unwrap(), plain.trim());
+    assert_eq!(json["structures"].as_array().unwrap().len(), 10);
+    let patch = &json["structures"][0]["patches"][0];
+    assert!(patch["attention_mass"].as_f64().unwrap() > 0.0 && patch["box_mm"][0].as_array().unwrap().len() == 3);
+    assert_eq!(json["hounsfield"]["decision"], "already_hu");
+}
+
+#[test]
+fn decoding_is_chosen_on_the_command_line() {
+    let (run_folder, scan) = (trained().path("run"), trained().scan());
+    let base = ["generate", text(&scan), "--run", text(&run_folder)];
+    let with = |more: &[&str]| succeed(&[&base, more].concat());
+    let sampled = ["--temperature", "1.5", "--top-p", "0.95", "--seed", "3"];
+    assert_eq!(with(&sampled), with(&sampled));
+    assert!(!with(&["--decoder", "bert", "--beams", "3"]).trim().is_empty());
+    assert!(with(&["--max-tokens", "3", "--min-tokens", "1"]).len() <= with(&["--max-tokens", "16", "--min-tokens", "16"]).len());
+    let (code, _, err) = run(&[&base[..], &["--min-tokens", "50", "--max-tokens", "3"]].concat());
+    assert!(code == 1 && err.contains("min_new_tokens 50 and max_new_tokens 3"), "{err}");
+}
+
+#[test]
+fn a_split_is_scored_and_two_decoders_are_compared() {
+    let (run_folder, cache) = (trained().path("run"), trained().path("cache"));
+    let (folder, data) = (text(&run_folder), text(&cache));
+    for decoder in ["llama", "bert"] {
+        let out = succeed(&["evaluate", "--run", folder, "--data", data, "--decoder", decoder, "--json"]);
+        let evaluation: Value = serde_json::from_str(&out).unwrap();
+        assert!(evaluation["metrics"]["bleu_4.corpus.ptb_like"].is_number() && evaluation["findings"].as_array().unwrap().len() == 18);
+    }
+    let (llama, bert) = (run_folder.join("llama"), run_folder.join("bert"));
+    let table = succeed(&["compare", text(&llama), text(&bert), "--format", "markdown"]);
+    assert!(table.contains("| metric | llama | bert |") && table.contains("labels.f1.macro_supported"), "{table}");
+    let recall = succeed(&["retrieve", "--run", folder, "--data", data]);
+    assert!(recall.contains("R@1"), "{recall}");
+}
+
+#[test]
+fn an_adapter_is_inspected_and_merged_into_its_base() {
+    let run_folder = trained().path("run");
+    let (adapter, base, out) = (run_folder.join("llama/adapter"), run_folder.join("language"), trained().path("merged"));
+    assert!(succeed(&["adapter", "inspect", text(&adapter)]).contains("rank     16"));
+    succeed(&["adapter", "merge", text(&adapter), "--base", text(&base), "--out", text(&out)]);
+    assert!(succeed(&["weights", "inspect", text(&out)]).contains("model.layers.0.mlp.down_proj.weight"));
+}
+
+#[test]
+fn presets_are_listed_shown_and_checked() {
+    let names = succeed(&["config", "list"]);
+    assert_eq!(names.lines().collect::<Vec<_>>(), ["phantom", "ct-rate-llama2-7b", "ct-rate-bert", "reference-code"]);
+    for name in names.lines() {
+        assert!(succeed(&["config", "check", name]).contains("no fault"));
+    }
+    assert!(succeed(&["config", "show", "phantom", "--set", "llama.lora.r=3"]).contains("r: 3\n"));
+    assert!(succeed(&["weights", "list"]).contains("meta-llama/Llama-2-7b-hf"));
+}
+
+#[test]
+fn reports_from_elsewhere_are_scored() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pairs.csv");
+    std::fs::write(&path, "study,generated,reference\na,Heart size is increased.,Heart size is increased.\n").unwrap();
+    let out = succeed(&["evaluate", "--pairs", text(&path)]);
+    assert!(out.contains("labels.f1.macro_supported") && out.contains("1.0000"), "{out}");
+}

@@ -1,0 +1,6 @@
+//! The real binary: what it prints, what it refuses, how it exits.
+
+mod bad_input;
+mod commands;
+mod real_scans;
+mod trained;
