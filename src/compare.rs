@@ -71,13 +71,12 @@ fn differences(first: &Evaluation, run: &Evaluation, seed: u64) -> Vec<Differenc
     type Metric = fn(&StudyScores) -> f64;
     let single: [(&str, Metric); 2] = [("rouge_l.coco.ptb_like", |study| study.rouge_l), ("bleu_4.item.ptb_like", |study| study.bleu_4)];
     let mut all: Vec<Difference> = single.iter().map(|(name, metric)| of_studies(run, name, *metric, &paired, seed)).collect();
-    let change = |chosen: &[usize]| {
-        let side = |pick: fn(&(&StudyScores, &StudyScores)) -> ([bool; 18], [bool; 18])| {
-            let (expected, found): (Vec<_>, Vec<_>) = chosen.iter().map(|&index| pick(&paired[index])).unzip();
-            macro_f1(&label_scores(&expected, &found))
-        };
-        side(|pair| (pair.1.expected, pair.1.found)) - side(|pair| (pair.0.expected, pair.0.found))
+    let f1 = |chosen: &[usize], other: bool| {
+        let study = |index: &usize| if other { paired[*index].1 } else { paired[*index].0 };
+        let (expected, found): (Vec<_>, Vec<_>) = chosen.iter().map(study).map(|study| (study.expected, study.found)).unzip();
+        macro_f1(&label_scores(&expected, &found))
     };
+    let change = |chosen: &[usize]| f1(chosen, true) - f1(chosen, false);
     let whole: Vec<usize> = (0..paired.len()).collect();
     all.push(Difference {
         run: run.run.clone(),

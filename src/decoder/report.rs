@@ -105,7 +105,7 @@ impl ReportDecoder {
         match &self.network {
             Network::Llama { model, before, after } => {
                 let prefix = llama_prefix(model, &visual, before, after)?;
-                let (inputs, targets, weights) = shifted(reports, prefix.dim(1)?, self.tokenizer.pad);
+                let Shifted { inputs, targets, weights } = shifted(reports, prefix.dim(1)?, self.tokenizer.pad);
                 let input = match inputs.first().map_or(0, Vec::len) {
                     0 => prefix,
                     _ => Tensor::cat(&[&prefix, &model.embed(&ids(&inputs)?)?], 1)?,
@@ -114,7 +114,7 @@ impl ReportDecoder {
                 model.loss_sum(&hidden, &targets, &weights)
             }
             Network::Bert(model) => {
-                let (inputs, targets, weights) = shifted(reports, 1, self.tokenizer.pad);
+                let Shifted { inputs, targets, weights } = shifted(reports, 1, self.tokenizer.pad);
                 let begin = |row: Vec<u32>| [self.tokenizer.begin].into_iter().chain(row).collect();
                 let inputs: Vec<Vec<u32>> = inputs.into_iter().map(begin).collect();
                 let hidden = model.forward(&ids(&inputs)?, None, (&visual, None), dropout)?;
@@ -171,8 +171,15 @@ fn llama_prefix(model: &Llama, visual: &Tensor, before: &[u32], after: &[u32]) -
     Ok(Tensor::cat(&parts, 1)?)
 }
 
+/// What a batch of reports feeds a decoder and what should come out, a row a report.
+struct Shifted {
+    inputs: Vec<Vec<u32>>,
+    targets: Vec<Vec<u32>>,
+    weights: Vec<Vec<f32>>,
+}
+
 /// Inputs, targets and weights of reports behind a prefix of `prefix` positions: the prefix's last position gives the first id.
-fn shifted(reports: &[&TargetReport], prefix: usize, pad: u32) -> (Vec<Vec<u32>>, Vec<Vec<u32>>, Vec<Vec<f32>>) {
+fn shifted(reports: &[&TargetReport], prefix: usize, pad: u32) -> Shifted {
     let longest = reports.iter().map(|report| report.ids.len()).max().unwrap_or(0);
     let input = |report: &&TargetReport| (0..longest.saturating_sub(1)).map(|at| report.ids.get(at).copied().unwrap_or(pad)).collect();
     let behind = |at: usize| (at + 1).checked_sub(prefix);
@@ -183,7 +190,11 @@ fn shifted(reports: &[&TargetReport], prefix: usize, pad: u32) -> (Vec<Vec<u32>>
     let weight = |report: &&TargetReport| -> Vec<f32> {
         (0..length).map(|at| behind(at).and_then(|at| report.weights.get(at)).copied().unwrap_or(0.0)).collect()
     };
-    (reports.iter().map(input).collect(), reports.iter().map(target).collect(), reports.iter().map(weight).collect())
+    Shifted {
+        inputs: reports.iter().map(input).collect(),
+        targets: reports.iter().map(target).collect(),
+        weights: reports.iter().map(weight).collect(),
+    }
 }
 
 fn ids(rows: &[Vec<u32>]) -> Result<Tensor> {
@@ -225,8 +236,9 @@ mod tests {
     #[test]
     fn the_last_position_of_the_prefix_gives_the_first_id_and_padding_does_not_count() {
         let (long, short) = (report(&[7, 8, 2]), report(&[9, 2]));
-        let (inputs, targets, weights) = shifted(&[&long, &short], 3, 0);
-        assert_eq!(inputs, [[7, 8], [9, 0]]);
+        let Shifted { inputs, targets, weights } = shifted(&[&long, &short], 3, 0);
+        // the ending id is fed where a longer report goes on; nothing is learned there
+        assert_eq!(inputs, [[7, 8], [9, 2]]);
         assert_eq!(targets, [[0, 0, 7, 8, 2], [0, 0, 9, 2, 0]]);
         assert_eq!(weights, [[0.0, 0.0, 1.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0, 0.0]]);
     }

@@ -196,18 +196,15 @@ impl Reporter {
 
     fn evidence(&self, observed: &Observed, text: &str) -> Vec<StructureEvidence> {
         let assigned = self.structures.assign(text).texts;
-        let names = self.structures.names().into_iter().zip(assigned);
-        let rows = observed.indices.iter().zip(&observed.mass);
-        let structure = |((name, text), (indices, mass)): ((&str, Option<String>), (&Vec<u32>, &Vec<f32>))| {
-            let mut patches: Vec<PatchEvidence> = indices
-                .iter()
-                .zip(mass)
-                .map(|(index, mass)| patch_evidence(&self.config, &observed.geometry, *index as usize, *mass))
-                .collect();
+        let mut evidence = Vec::new();
+        for (s, (name, text)) in self.structures.names().into_iter().zip(assigned).enumerate() {
+            let (indices, mass) = (&observed.indices[s], &observed.mass[s]);
+            let patch = |(index, mass): (&u32, &f32)| patch_evidence(&self.config, &observed.geometry, *index as usize, *mass);
+            let mut patches: Vec<PatchEvidence> = indices.iter().zip(mass).map(patch).collect();
             patches.sort_by(|a, b| b.attention_mass.total_cmp(&a.attention_mass));
-            StructureEvidence { name: name.to_string(), text, attention_mass: mass.iter().sum(), patches }
-        };
-        names.zip(rows).map(structure).collect()
+            evidence.push(StructureEvidence { name: name.to_string(), text, attention_mass: mass.iter().sum(), patches });
+        }
+        evidence
     }
 }
 

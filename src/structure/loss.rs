@@ -69,7 +69,7 @@ pub fn contrast(head: &Head, batch: &Contrast, config: &OursLossConfig) -> Resul
     let structures = visual.dim(1)?;
     let mut sums: Vec<[Tensor; 2]> = Vec::new();
     let (mut rows, mut target_entropy) = (0, vec![f32::NAN; structures]);
-    for s in 0..structures {
+    for (s, entropy) in target_entropy.iter_mut().enumerate() {
         let own: Vec<u32> = (0..batch.present.len()).filter(|&b| batch.present[b][s]).map(|b| b as u32).collect();
         let queued = batch.queue.get(s).and_then(Option::as_ref);
         if own.is_empty() || own.len() + queued.map_or(0, |queue| queue.dims()[0]) < 2 {
@@ -83,7 +83,7 @@ pub fn contrast(head: &Head, batch: &Contrast, config: &OursLossConfig) -> Resul
             None => texts,
         };
         let part = structure_loss(head, &z, &candidates, &temperature, config)?;
-        target_entropy[s] = part.entropy;
+        *entropy = part.entropy;
         rows += own.len();
         sums.push([part.contrastive, part.divergence]);
     }

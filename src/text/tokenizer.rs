@@ -16,11 +16,11 @@ use crate::{Error, Result};
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    /// [CLS] or <s>.
+    /// `[CLS]` or `<s>`.
     pub begin: u32,
-    /// [SEP] or </s>.
+    /// `[SEP]` or `</s>`.
     pub end: u32,
-    /// [PAD], <pad> or <unk>.
+    /// `[PAD]`, `<pad>` or `<unk>`.
     pub pad: u32,
 }
 
@@ -53,7 +53,7 @@ impl Tokenizer {
         Tokenizer::of(inner, file)
     }
 
-    /// A byte-pair tokenizer learned from `texts`: <unk> 0, <s> 1, </s> 2, then bytes and merges; any text round-trips.
+    /// A byte-pair tokenizer learned from `texts`: `<unk>` 0, `<s>` 1, `</s>` 2, then bytes and merges; any text round-trips.
     pub fn train_byte_pair(texts: &[String], vocabulary: usize) -> Result<Self> {
         let fault = |e: tokenizers::Error| Error::Invalid(format!("the tokenizer could not be learned: {e}"));
         let mut inner = tokenizers::Tokenizer::new(BPE::default());
