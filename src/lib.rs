@@ -41,6 +41,7 @@ pub mod train;
 pub mod viewer;
 
 pub mod demo;
+pub mod verify;
 
 pub mod cli;
 

@@ -14,6 +14,7 @@ mod prepare;
 mod retrieve;
 mod run;
 mod train;
+mod verify;
 mod weights;
 
 use clap::{Parser, Subcommand};
@@ -56,6 +57,8 @@ enum Command {
     Config(config::Args),
     /// Write synthetic chests in CT-RATE's layout.
     Phantom(phantom::Args),
+    /// Prove on your own configuration what is promised: that a killed run resumes byte for byte.
+    Verify(verify::Args),
 }
 
 impl Cli {
@@ -75,6 +78,7 @@ impl Cli {
             Command::Weights(args) => args.run(),
             Command::Config(args) => args.run(),
             Command::Phantom(args) => args.run(),
+            Command::Verify(args) => args.run(),
         }
     }
 }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::config::{Config, TrainingConfig};
 use crate::data::{Cache, CachedStudy, Split};
 use crate::decoder::{Network, ReportDecoder, TargetReport, token_statistics, weigh_rare_tokens};
-use crate::generate::{Assembled, DecoderKind, assemble_bert, assemble_llama, decoder_file, llama_base, read_tokens};
+use crate::generate::{Assembled, DecoderKind, assemble_bert, assemble_llama, decoder_file, read_tokens};
 use crate::weights::{self, Params};
 use crate::{Error, Result};
 
@@ -160,8 +160,9 @@ impl<'a> ReportStage<'a> {
             tensors.extend(projector.statistics().into_iter().map(|(name, tensor)| (format!("projector.{name}"), tensor)));
         }
         if let Network::Llama { model, .. } = self.decoder.network() {
-            let base = llama_base(self.config, self.run);
-            model.save_adapter(&folder.path("adapter"), &self.config.llama.lora, &base.display().to_string())?;
+            // the run's own base is named from the adapter's folder, so that a run can be moved
+            let base = self.config.llama.base.as_ref().map_or("../../language".to_string(), |base| base.display().to_string());
+            model.save_adapter(&folder.path("adapter"), &self.config.llama.lora, &base)?;
         }
         weights::save(&decoder_file(self.run, self.kind), &tensors, &HashMap::new())
     }

@@ -159,9 +159,15 @@ impl RunFolder {
 
     fn prune(&self, keep: usize) -> Result<()> {
         let steps = self.checkpoint_steps();
+        let folder = self.path("checkpoints");
         for step in &steps[..steps.len().saturating_sub(keep.max(1))] {
-            let path = self.path("checkpoints").join(format!("{step:08}"));
-            fs::remove_dir_all(&path).map_err(|e| Error::io(&path, e))?;
+            // renamed first: a checkpoint that is half removed must not look whole
+            let (path, aside) = (folder.join(format!("{step:08}")), folder.join(format!(".{step}.old")));
+            fs::rename(&path, &aside).map_err(|e| Error::io(&path, e))?;
+        }
+        let entries = fs::read_dir(&folder).map_err(|e| Error::io(&folder, e))?;
+        for entry in entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with('.')) {
+            fs::remove_dir_all(entry.path()).map_err(|e| Error::io(entry.path(), e))?;
         }
         Ok(())
     }

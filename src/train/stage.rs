@@ -107,7 +107,11 @@ impl<'a> Loop<'a> {
 
     /// The step to begin with: 0, or that of the newest checkpoint.
     fn start(&self, stage: &mut dyn Stage, optimizer: &mut AdamW) -> Result<u64> {
-        let Some(mut checkpoint) = self.run.latest_checkpoint()? else { return Ok(0) };
+        let Some(mut checkpoint) = self.run.latest_checkpoint()? else {
+            // lines of a run that was killed before its first checkpoint
+            self.run.cut_metrics(0)?;
+            return Ok(0);
+        };
         let source = checkpoint.path.display().to_string();
         if !self.resume {
             return Err(Error::file(self.run.root(), "holds checkpoints already: resume it (--resume) or give another folder"));
