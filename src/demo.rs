@@ -1,7 +1,6 @@
 //! The main job on an embedded default: phantoms, both stages, both decoders, reports for held-out phantoms, scores, a page.
 
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::time::Instant;
 
 use candle_core::Tensor;
@@ -14,7 +13,7 @@ use crate::data::{Cache, Split, prepare, read_ct_rate};
 use crate::evaluate::{Evaluation, Pair, RetrievalScores};
 use crate::generate::{DRAFT, DecoderKind, Observed, Report, Reporter, Visual, observe, patch_evidence};
 use crate::text::{FINDINGS, Structures, label_report};
-use crate::train::{Progress, train_language, train_report, train_structure};
+use crate::train::{Progress, train_language, train_report, train_structure, write_manifest};
 use crate::viewer::{Page, ReportView, StructureView, StudyView, Table, montage};
 use crate::weights::write_aside;
 use crate::{Error, Result};
@@ -89,6 +88,7 @@ impl Demo {
         let mut clock = Clock { started: Instant::now(), seconds: Vec::new() };
         clock.time("draw phantoms", || draw(&config, &dataset))?;
         let cache = clock.time("prepare volumes", || prepare_all(&config, &dataset, &cache))?;
+        write_manifest(&config, &cache, &run)?;
         clock.time("train language model", || train_language(&config, &cache, &run, true))?;
         clock.time("train structure", || train_structure(&config, &cache, &run, true))?;
         clock.time("observe", || observe(&config, &cache, &run, |_| {}))?;
@@ -145,9 +145,9 @@ impl Demo {
 
 fn draw(config: &Config, dataset: &Path) -> Result<()> {
     let phantoms = config.phantoms.as_ref().ok_or_else(|| Error::Invalid("phantoms: null: the demo draws its own data".to_string()))?;
-    let progress = Mutex::new(Progress::new("phantoms", (phantoms.train + phantoms.valid) as u64));
-    write_dataset(dataset, phantoms, |done| progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner).at(done as u64, ""))?;
-    progress.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).finish("");
+    let progress = Progress::new("phantoms", (phantoms.train + phantoms.valid) as u64);
+    write_dataset(dataset, phantoms, |done| progress.at(done as u64, ""))?;
+    progress.finish("");
     Ok(())
 }
 

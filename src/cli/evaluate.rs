@@ -75,7 +75,7 @@ impl Args {
         };
         let question = Question { split: self.split.into(), visual, limit: self.limit };
         let total = cache.split(question.split).len().min(self.limit.unwrap_or(usize::MAX));
-        let mut progress = Progress::new("write reports", total as u64);
+        let progress = Progress::new("write reports", total as u64);
         let found = evaluate_run((&config, &cache, run), self.decoder.into(), question, None, &mut |done| progress.at(done as u64, ""))?;
         progress.finish("");
         Ok(found.0)

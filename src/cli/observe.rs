@@ -1,7 +1,5 @@
 //! `ctscribe observe`.
 
-use std::sync::Mutex;
-
 use crate::Result;
 use crate::generate::observe;
 use crate::train::Progress;
@@ -18,11 +16,11 @@ pub struct Args {
 impl Args {
     pub(super) fn run(self) -> Result<()> {
         let (config, cache) = open(&self.run)?;
-        let progress = Mutex::new(Progress::new("observe", cache.studies.len() as u64));
+        let progress = Progress::new("observe", cache.studies.len() as u64);
         let report = observe(&config, &cache, &self.run.run, |done| {
-            progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner).at(done as u64, "");
+            progress.at(done as u64, "");
         })?;
-        progress.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).finish("");
+        progress.finish("");
         println!("{} observed, {} kept, {} failed", report.observed, report.kept, report.failed.len());
         some_failed(&report.failed, cache.studies.len())
     }

@@ -1,7 +1,6 @@
 //! `ctscribe phantom`.
 
 use std::path::PathBuf;
-use std::sync::Mutex;
 
 use crate::config::Config;
 use crate::data::phantom::{PhantomConfig, write_dataset};
@@ -40,9 +39,9 @@ impl Args {
         if !faults.is_empty() {
             return Err(Error::Config { source_name: "the command line".to_string(), faults });
         }
-        let progress = Mutex::new(Progress::new("phantom", (self.train + self.valid) as u64));
-        write_dataset(&self.out, &config, |done| progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner).at(done as u64, ""))?;
-        progress.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).finish("");
+        let progress = Progress::new("phantom", (self.train + self.valid) as u64);
+        write_dataset(&self.out, &config, |done| progress.at(done as u64, ""))?;
+        progress.finish("");
         println!("{} scans in {}", self.train + self.valid, self.out.display());
         Ok(())
     }

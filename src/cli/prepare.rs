@@ -1,7 +1,6 @@
 //! `ctscribe prepare`.
 
 use std::path::PathBuf;
-use std::sync::Mutex;
 
 use crate::Result;
 use crate::config::Config;
@@ -31,11 +30,11 @@ impl Args {
     pub(super) fn run(self) -> Result<()> {
         let config = Config::load(&self.config, &self.set)?;
         let dataset = read_ct_rate(&self.dataset, &config.data, config.seed)?;
-        let progress = Mutex::new(Progress::new("prepare", dataset.studies.len() as u64));
+        let progress = Progress::new("prepare", dataset.studies.len() as u64);
         let report = prepare(&dataset, &config.volume, &self.out, |done| {
-            progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner).at(done as u64, "");
+            progress.at(done as u64, "");
         })?;
-        progress.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).finish("");
+        progress.finish("");
         for (name, warning) in &report.warned {
             eprintln!("warning: {name}: {warning}");
         }

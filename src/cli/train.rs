@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 use crate::Result;
 use crate::data::Cache;
-use crate::train::{train_language, train_report, train_structure};
+use crate::train::{train_language, train_report, train_structure, write_manifest};
 
 use super::run::{ConfigArgs, DecoderArg, RunArgs, run_config};
 
@@ -48,6 +48,7 @@ impl Args {
         let run = &common.run.run;
         let cache = Cache::open(&common.run.data)?;
         let config = run_config(run, &common.config)?;
+        write_manifest(&config, &cache, run)?;
         match &self.stage {
             Stage::Structure(_) => {
                 let outcome = train_structure(&config, &cache, run, common.resume)?;

@@ -1,6 +1,7 @@
 //! The two stages as plain loops; optimiser, schedule, checkpoints, run folder, progress.
 
 mod language;
+mod manifest;
 mod micro_batches;
 mod optimizer;
 mod order;
@@ -11,6 +12,7 @@ mod stage;
 mod structure;
 
 pub use language::train_language;
+pub use manifest::{Manifest, write_manifest};
 pub use micro_batches::{clip, in_threads, sum_gradients};
 pub use optimizer::{AdamW, Gradients};
 pub use order::{Order, step_rng};

@@ -1,6 +1,7 @@
 //! Progress on stderr: a bar on a terminal, plain lines otherwise.
 
 use std::io::IsTerminal;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -12,7 +13,7 @@ pub struct Progress {
     label: String,
     total: u64,
     started: Instant,
-    last_line: Instant,
+    last_line: Mutex<Instant>,
 }
 
 /// Without a terminal, a line at most this often.
@@ -30,22 +31,21 @@ impl Progress {
         if bar.is_none() {
             eprintln!("{label}: {total} to do");
         }
-        Progress { bar, label, total, started: Instant::now(), last_line: Instant::now() }
+        Progress { bar, label, total, started: Instant::now(), last_line: Mutex::new(Instant::now()) }
     }
 
-    /// `done` units are done; `message` says how it stands.
-    pub fn at(&mut self, done: u64, message: impl Into<String>) {
+    /// `done` units are done; `message` says how it stands. Several threads may tell.
+    pub fn at(&self, done: u64, message: impl Into<String>) {
         let message = message.into();
-        match &self.bar {
-            Some(bar) => {
-                bar.set_position(done);
-                bar.set_message(message);
-            }
-            None if self.last_line.elapsed() >= LINE_EVERY => {
-                self.last_line = Instant::now();
-                eprintln!("{}: {done}/{} after {:.0} s {message}", self.label, self.total, self.started.elapsed().as_secs_f64());
-            }
-            None => {}
+        if let Some(bar) = &self.bar {
+            bar.set_position(done);
+            bar.set_message(message);
+            return;
+        }
+        let mut last_line = self.last_line.lock().unwrap_or_else(PoisonError::into_inner);
+        if last_line.elapsed() >= LINE_EVERY {
+            *last_line = Instant::now();
+            eprintln!("{}: {done}/{} after {:.0} s {message}", self.label, self.total, self.started.elapsed().as_secs_f64());
         }
     }
 

@@ -75,7 +75,7 @@ impl<'a> Loop<'a> {
         let start = self.start(stage, optimizer)?;
         let steps = self.training.steps;
         let last = self.stop_after.map_or(steps, |more| steps.min(start + more));
-        let mut progress = Progress::new(stage.name(), steps);
+        let progress = Progress::new(stage.name(), steps);
         let (mut clock, mut said) = (Instant::now(), String::new());
         for step in start..last {
             let lr = self.training.schedule.at(step, steps);

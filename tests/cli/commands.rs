@@ -76,3 +76,17 @@ fn reports_from_elsewhere_are_scored() {
     let out = succeed(&["evaluate", "--pairs", text(&path)]);
     assert!(out.contains("labels.f1.macro_supported") && out.contains("1.0000"), "{out}");
 }
+
+#[test]
+fn a_run_says_what_it_was_made_with_and_refuses_other_studies() {
+    let run_folder = trained().path("run");
+    let manifest: Value = serde_json::from_str(&std::fs::read_to_string(run_folder.join("manifest.json")).unwrap()).unwrap();
+    assert_eq!(manifest["splits"]["test"][1].as_str().unwrap().len(), 64);
+    assert_eq!(manifest["version"], env!("CARGO_PKG_VERSION"));
+    let root = tempfile::tempdir().unwrap();
+    let (data, cache) = (root.path().join("data"), root.path().join("cache"));
+    succeed(&["phantom", "--out", text(&data), "--train", "4", "--valid", "1"]);
+    succeed(&["prepare", text(&data), "--out", text(&cache), "--config", "phantom"]);
+    let (code, _, err) = run(&["train", "language", "--data", text(&cache), "--run", text(&run_folder), "--resume"]);
+    assert!(code == 1 && err.contains("manifest.json: splits"), "{err}");
+}
