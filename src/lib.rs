@@ -37,6 +37,7 @@ pub mod generate;
 
 pub mod assess;
 pub mod compare;
+pub mod document;
 pub mod train;
 pub mod viewer;
 

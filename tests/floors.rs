@@ -11,7 +11,7 @@ const FLOORS: [&[&str]; 9] = [
     &["vision", "structure", "decoder", "data"],
     &["config"],
     &["generate", "evaluate"],
-    &["train", "assess", "compare", "viewer"],
+    &["train", "assess", "compare", "document", "viewer"],
     &["demo", "verify"],
     &["cli", "main"],
 ];

@@ -7,6 +7,7 @@ use clap::ValueEnum;
 
 use crate::config::Config;
 use crate::decoder::{GenerationConfig, Strategy};
+use crate::document::{diagnostic_report, write_dicom_sr};
 use crate::error::chain;
 use crate::generate::{DecoderKind, Report, Reporter, report_scans};
 use crate::volume::find_scans;
@@ -33,7 +34,7 @@ pub struct Args {
     /// What is printed.
     #[arg(long, default_value = "text")]
     format: Format,
-    /// Also writes NAME.txt and NAME.json into this folder.
+    /// Also writes NAME.txt, NAME.json, NAME.fhir.json and NAME.sr.dcm (DICOM SR) into this folder.
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
     /// Prints text as it comes.
@@ -48,8 +49,10 @@ pub struct Args {
 enum Format {
     /// The report's text.
     Text,
-    /// One JSON object a line: text, structures, patches with boxes and attention, timings.
+    /// One JSON object a line: text, structures, patches with boxes and attention, timings (docs/report.schema.json).
     Json,
+    /// One FHIR R4 DiagnosticReport a line.
+    Fhir,
 }
 
 /// In place of the run's own decoding keys.
@@ -141,12 +144,11 @@ impl Args {
             eprintln!("warning: {}: {warning}", report.path.display());
         }
         if let Some(out) = &self.out {
-            let json = serde_json::to_string_pretty(report).map_err(|e| Error::file(out, e.to_string()))?;
-            write_aside(&out.join(format!("{}.json", report.study)), json.as_bytes())?;
-            write_aside(&out.join(format!("{}.txt", report.study)), format!("{}\n\n{}\n", report.text, report.notice).as_bytes())?;
+            write_documents(report, out)?;
         }
         match self.format {
             Format::Json => print_json(report),
+            Format::Fhir => print_json(&diagnostic_report(report)),
             Format::Text if streamed => {
                 println!("\n");
                 Ok(())
@@ -158,6 +160,15 @@ impl Args {
             }
         }
     }
+}
+
+fn write_documents(report: &Report, out: &std::path::Path) -> Result<()> {
+    let fault = |e: serde_json::Error| Error::file(out, e.to_string());
+    let file = |ending: &str| out.join(format!("{}.{ending}", report.study));
+    write_aside(&file("txt"), format!("{}\n\n{}\n", report.text, report.notice).as_bytes())?;
+    write_aside(&file("json"), serde_json::to_string_pretty(report).map_err(fault)?.as_bytes())?;
+    write_aside(&file("fhir.json"), serde_json::to_string_pretty(&diagnostic_report(report)).map_err(fault)?.as_bytes())?;
+    write_dicom_sr(report, &file("sr.dcm"))
 }
 
 fn heading(scan: &std::path::Path, scans: usize) {

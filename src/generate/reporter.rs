@@ -22,9 +22,14 @@ use super::observer::{MODEL, Observer};
 /// What stands in every report.
 pub const DRAFT: &str = "Draft written by a program, not for diagnosis.";
 
+/// The name of the published schema of a report's JSON (`docs/report.schema.json`).
+pub const SCHEMA: &str = "urn:ctscribe:report:1";
+
 /// A report and what it rests on.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
+    /// [`SCHEMA`].
+    pub schema: String,
     /// The scan's name.
     pub study: String,
     /// The scan's file or folder.
@@ -156,6 +161,7 @@ impl Reporter {
         let text = self.write(&observed, on_text)?;
         seconds.write = clock.elapsed().as_secs_f64();
         Ok(Report {
+            schema: SCHEMA.to_string(),
             study: volume::scan_name(path),
             path: path.to_path_buf(),
             notice: DRAFT.to_string(),
