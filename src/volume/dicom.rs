@@ -245,7 +245,9 @@ fn assemble(folder: &Path, mut slices: Vec<Slice>, notices: Vec<String>) -> Resu
         }
     }
     let step = step(folder, &slices)?;
-    let pixels: Vec<Vec<f32>> = slices.par_iter().map(Slice::pixels).collect::<Result<_>>()?;
+    // gathered first: the slice that is named must not depend on which thread was faster
+    let read: Vec<Result<Vec<f32>>> = slices.par_iter().map(Slice::pixels).collect();
+    let pixels: Vec<Vec<f32>> = read.into_iter().collect::<Result<_>>()?;
     let between = (slices.len() - 1) as f64;
     let along: [f64; 3] = [0, 1, 2].map(|axis| (last.position[axis] - first.position[axis]) / between);
     // DICOM's patient axes run left and posterior, NIfTI's right and anterior
