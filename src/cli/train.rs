@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 use crate::Result;
 use crate::data::Cache;
-use crate::train::{train_language, train_report, train_structure, write_manifest};
+use crate::train::{Ended, train_language, train_report, train_structure, write_manifest};
 
 use super::run::{ConfigArgs, DecoderArg, RunArgs, run_config};
 
@@ -52,17 +52,26 @@ impl Args {
         match &self.stage {
             Stage::Structure(_) => {
                 let outcome = train_structure(&config, &cache, run, common.resume)?;
-                println!("structure: {} steps on {} studies ({} watched)", outcome.steps, outcome.studies[0], outcome.studies[1]);
+                let [learned, watched] = outcome.studies;
+                println!("structure: {} on {learned} studies ({watched} watched)", ending(&outcome.ended));
             }
-            Stage::Language(_) => println!("language: {} steps", train_language(&config, &cache, run, common.resume)?),
+            Stage::Language(_) => println!("language: {}", ending(&train_language(&config, &cache, run, common.resume)?)),
             Stage::Report { decoder, .. } => {
                 let outcome = train_report(&config, &cache, run, (*decoder).into(), common.resume)?;
                 if outcome.cut > 0 {
                     eprintln!("warning: {} of {} reports exceed max_report_tokens and were cut", outcome.cut, outcome.studies[0]);
                 }
-                println!("report: {} steps on {} studies ({} watched)", outcome.steps, outcome.studies[0], outcome.studies[1]);
+                let [learned, watched] = outcome.studies;
+                println!("report: {} on {learned} studies ({watched} watched)", ending(&outcome.ended));
             }
         }
         Ok(())
     }
+}
+
+/// Steps, and what is special about the end.
+fn ending(ended: &Ended) -> String {
+    let early = ended.stopped_early.as_ref().map_or(String::new(), |why| format!(" (stopped early: {why})"));
+    let best = if ended.model_of_step == ended.steps { String::new() } else { format!(" (the model is step {}'s)", ended.model_of_step) };
+    format!("{} steps{early}{best}", ended.steps)
 }

@@ -7,6 +7,7 @@ use yaml_serde::Value;
 
 use crate::{Error, Result};
 
+use super::watching::{LANGUAGE_MEASURES, REPORT_MEASURES, STRUCTURE_MEASURES};
 use super::{Config, SCHEMA};
 
 /// The presets that the program carries: name and text.
@@ -81,11 +82,13 @@ impl Config {
         if !(0.0..1.0).contains(&self.data.validation_share) {
             faults.push(format!("data.validation_share: {} is not in [0, 1)", self.data.validation_share));
         }
-        faults.extend(self.train_structure.training.faults("train_structure.training"));
-        faults.extend(self.llama.training.faults("llama.training"));
-        faults.extend(self.bert.training.faults("bert.training"));
+        faults.extend(self.train_structure.training.faults("train_structure.training", &STRUCTURE_MEASURES));
+        for (key, training) in [("llama.training", &self.llama.training), ("bert.training", &self.bert.training)] {
+            let written: &[&str] = if training.watch.studies > 0 { &REPORT_MEASURES } else { &[] };
+            faults.extend(training.faults(key, &[&["validation_loss"], written].concat()));
+        }
         if let Some(language) = &self.language {
-            faults.extend(language.training.faults("language.training"));
+            faults.extend(language.training.faults("language.training", &LANGUAGE_MEASURES));
         }
         faults.extend(self.shape_faults());
         faults

@@ -6,6 +6,7 @@ mod faults;
 mod load;
 mod stages;
 mod training;
+mod watching;
 
 use std::path::PathBuf;
 
@@ -20,6 +21,7 @@ use crate::volume::PreparationConfig;
 
 pub use stages::{BertStage, LanguageStage, LlamaStage, StructureStage};
 pub use training::{Decay, OptimizerConfig, Schedule, TrainingConfig};
+pub use watching::{BestConfig, Direction, EarlyStopConfig, LANGUAGE_MEASURES, REPORT_MEASURES, STRUCTURE_MEASURES, WatchConfig};
 
 /// The version of the configuration's keys that this program reads.
 pub const SCHEMA: u32 = 1;

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::watching::{BestConfig, EarlyStopConfig, WatchConfig, selection_faults};
+
 /// AdamW's constants (Loshchilov and Hutter, 2019); the learning rate is the schedule's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -101,11 +103,19 @@ pub struct TrainingConfig {
     pub checkpoint_every: u64,
     /// Newest checkpoints kept.
     pub keep_checkpoints: usize,
+    /// A loss above this multiple of the median of the last 50 steps' stops the run; null: only one that is not finite.
+    pub explode_factor: Option<f64>,
+    /// What is written for validation studies at every checkpoint.
+    pub watch: WatchConfig,
+    /// The best checkpoints, kept beside the newest ones; null: none, and the finished model is the last step's.
+    pub best: Option<BestConfig>,
+    /// When the stage ends before its last step; null: never.
+    pub early_stop: Option<EarlyStopConfig>,
 }
 
 impl TrainingConfig {
-    /// Faults of these numbers, named by `key`.
-    pub fn faults(&self, key: &str) -> Vec<String> {
+    /// Faults of these numbers, named by `key`; `measures`: what the stage measures on validation studies.
+    pub fn faults(&self, key: &str, measures: &[&str]) -> Vec<String> {
         let mut faults = self.schedule.faults(&format!("{key}.schedule"));
         let counts = [
             ("steps", self.steps as usize),
@@ -122,6 +132,10 @@ impl TrainingConfig {
         if self.clip_norm.is_some_and(|limit| limit.is_nan() || limit <= 0.0) {
             faults.push(format!("{key}.clip_norm: must be positive or null"));
         }
+        if self.explode_factor.is_some_and(|factor| factor.is_nan() || factor <= 1.0) {
+            faults.push(format!("{key}.explode_factor: must exceed 1 or be null"));
+        }
+        faults.extend(selection_faults(key, self.best.as_ref(), self.early_stop.as_ref(), measures));
         faults
     }
 }

@@ -67,6 +67,21 @@ pub(crate) fn macro_f1(scores: &[LabelScores]) -> f64 {
     super::mean(&supported)
 }
 
+/// Which findings are rare: of those that some study has, the third with the fewest, rounded up; of equally many, the earlier ones.
+pub fn rare_findings(labels: &[[bool; 18]]) -> Vec<usize> {
+    let count = |finding: usize| labels.iter().filter(|labels| labels[finding]).count();
+    let mut found: Vec<(usize, usize)> = (0..18).map(|finding| (count(finding), finding)).filter(|(count, _)| *count > 0).collect();
+    found.sort_unstable();
+    found.truncate(found.len().div_ceil(3));
+    found.into_iter().map(|(_, finding)| finding).collect()
+}
+
+/// Mean recall over those of the `rare` findings that some reference has; NaN if none has any.
+pub fn rare_recall(scores: &[LabelScores], rare: &[usize]) -> f64 {
+    let supported: Vec<f64> = rare.iter().map(|finding| scores[*finding]).filter(|scores| scores.support > 0).map(|s| s.recall).collect();
+    if supported.is_empty() { f64::NAN } else { super::mean(&supported) }
+}
+
 /// Adds micro, macro, weighted and sample-wise scores and CRG; returns the scores a finding.
 pub(super) fn add_metrics(
     expected: &[[bool; 18]],
@@ -126,6 +141,17 @@ mod tests {
         assert_eq!(scores[0], LabelScores { support: 2, precision: 1.0, recall: 1.0, f1: 1.0 });
         assert_eq!(scores[1], LabelScores { support: 1, precision: 0.0, recall: 0.0, f1: 0.0 });
         assert_eq!(macro_f1(&scores), 0.5);
+    }
+
+    #[test]
+    fn the_rarest_third_of_the_findings_seen_is_rare_and_its_recall_counts_supported_ones_alone() {
+        let trained = [labels(&[0, 1, 2, 3]), labels(&[0, 1, 2]), labels(&[0, 1, 2]), labels(&[0, 9])];
+        // counts: 4, 3, 3, 1, and 1 of finding 9; five findings were seen, two are rare
+        let rare = rare_findings(&trained);
+        assert_eq!(rare, [3, 9]);
+        let scores = label_scores(&[labels(&[0, 3]), labels(&[3])], &[labels(&[0]), labels(&[3])]);
+        assert_eq!(rare_recall(&scores, &rare), 0.5);
+        assert!(rare_recall(&scores, &[9]).is_nan());
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::{Error, Result};
 pub use bleu::{Bleu, bleu};
 pub use cider::cider;
 pub(crate) use labels::macro_f1;
-pub use labels::{Counts, LabelScores, label_scores};
+pub use labels::{Counts, LabelScores, label_scores, rare_findings, rare_recall};
 pub use retrieval::{RetrievalScores, retrieval};
 pub use rouge::rouge_l;
 pub use tokens::{ct2rep_clean, plain, ptb_like};

@@ -104,11 +104,15 @@ impl Observer {
 
     /// Observations (B, S, h) as unit vectors (B, S, E) of the contrast space, by the running statistics.
     pub fn contrast(&self, observations: &Tensor) -> Result<Tensor> {
-        let standardised = match &self.standardiser {
-            Some(standardiser) => standardiser.evaluate(observations)?,
-            None => observations.clone(),
-        };
-        self.head.visual(&standardised)
+        self.head.visual(&self.standardise(observations)?)
+    }
+
+    /// Observations (B, S, h) by the running statistics, where the configuration standardises them.
+    pub fn standardise(&self, observations: &Tensor) -> Result<Tensor> {
+        match &self.standardiser {
+            Some(standardiser) => standardiser.evaluate(observations),
+            None => Ok(observations.clone()),
+        }
     }
 
     /// W_v, W_t and the temperature.

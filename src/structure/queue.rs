@@ -99,6 +99,17 @@ impl DiversityQueue {
         self.entries.iter().all(Vec::is_empty)
     }
 
+    /// Mean cosine between two entries of each structure; NaN below two.
+    pub fn similarity(&self) -> Vec<f64> {
+        self.entries.iter().map(|entries| mean_cosine(entries.iter().map(|entry| entry.feature.as_slice()))).collect()
+    }
+
+    /// Mean number of studies that came since an entry did, of each structure; NaN while empty.
+    pub fn age(&self) -> Vec<f64> {
+        let age = |entries: &Vec<Entry>| entries.iter().map(|entry| (self.clock - entry.born) as f64).sum::<f64>() / entries.len() as f64;
+        self.entries.iter().map(age).collect()
+    }
+
     /// The queue by name, for a checkpoint.
     pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
         let mut state = BTreeMap::from([("queue.clock".to_string(), Tensor::new(&[self.clock as i64], &Device::Cpu)?)]);
@@ -167,6 +178,21 @@ fn oldest_of_the_most_redundant(entries: &[Entry]) -> usize {
     order[..tenth].iter().copied().min_by_key(|&index| entries[index].born).expect("a full queue has entries")
 }
 
+/// Mean cosine between two of the vectors: (|sum of unit vectors|^2 - n) / (n (n - 1)); NaN below two.
+pub(super) fn mean_cosine<'a>(vectors: impl Iterator<Item = &'a [f32]>) -> f64 {
+    let (mut sum, mut count) = (Vec::new(), 0.0);
+    for vector in vectors {
+        let norm = vector.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt().max(1e-12);
+        sum.resize(vector.len(), 0.0);
+        sum.iter_mut().zip(vector).for_each(|(sum, value)| *sum += f64::from(*value) / norm);
+        count += 1.0;
+    }
+    if count < 2.0 {
+        return f64::NAN;
+    }
+    (sum.iter().map(|value| value * value).sum::<f64>() - count) / (count * (count - 1.0))
+}
+
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(x, y)| x * y).sum()
 }
@@ -200,6 +226,19 @@ mod tests {
             queue.push(&text(feature));
         }
         assert_eq!(rows(&queue), [[-1.0, 0.0], [0.8, 0.6], [0.0, -1.0]]);
+    }
+
+    #[test]
+    fn similarity_is_the_mean_over_pairs_and_age_counts_studies() {
+        let mut queue = DiversityQueue::new(2, 4, Some(0.95));
+        for feature in [[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]] {
+            let [study] = <[_; 1]>::try_from(text(feature)).unwrap();
+            queue.push(&[[study, vec![None]].concat()]);
+        }
+        // cosines 0, 0.6, 0.8; the entries came 3, 2 and 1 studies ago
+        let (similarity, age) = (queue.similarity(), queue.age());
+        assert!((similarity[0] - 1.4 / 3.0).abs() < 1e-6 && similarity[1].is_nan(), "{similarity:?}");
+        assert!(age[0] == 2.0 && age[1].is_nan(), "{age:?}");
     }
 
     #[test]

@@ -46,6 +46,12 @@ impl ReferenceQueue {
         Ok(Tensor::from_slice(&self.scores, self.scores.len(), &Device::Cpu)?)
     }
 
+    /// Mean cosine between two entries of each structure.
+    pub fn similarity(&self) -> Vec<f64> {
+        let own = |s: usize| &self.entries[s * self.length * self.width..(s + 1) * self.length * self.width];
+        (0..self.structures).map(|s| super::queue::mean_cosine(own(s).chunks_exact(self.width))).collect()
+    }
+
     /// Takes in texts (n, S, E), unit vectors, and keeps the Q lowest-scored a structure; returns the new scores, n rows of S.
     pub fn update(&mut self, texts: &Tensor, temperature: f64) -> Result<Vec<Vec<f32>>> {
         let texts: Vec<Vec<Vec<f32>>> = texts.to_vec3()?;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, json};
 
 use crate::config::{Config, LanguageStage};
 use crate::data::{Cache, Split};
@@ -17,7 +17,8 @@ use super::micro_batches::{in_threads, sum_gradients};
 use super::optimizer::AdamW;
 use super::order::Order;
 use super::run_folder::RunFolder;
-use super::stage::{Loop, Stage, StepOutcome};
+use super::stage::{Ended, Loop, Stage, StepOutcome};
+use super::watch::{Validation, check_patients};
 
 struct Language<'a> {
     config: &'a Config,
@@ -29,10 +30,11 @@ struct Language<'a> {
 }
 
 /// Learns a tokenizer and a language model; `RUN/language` becomes a base folder in Hugging Face's layout.
-pub fn train_language(config: &Config, cache: &Cache, run: &Path, resume: bool) -> Result<u64> {
+pub fn train_language(config: &Config, cache: &Cache, run: &Path, resume: bool) -> Result<Ended> {
     let Some(stage) = &config.language else {
         return Err(Error::Invalid("language: null: this configuration takes LLaMA from llama.base".to_string()));
     };
+    check_patients(cache)?;
     let folder = RunFolder::create(run.join("language"))?;
     let texts = |split: Split| -> Vec<String> { cache.split(split).iter().map(|study| study.report.clone()).collect() };
     let train = texts(Split::Train);
@@ -53,10 +55,10 @@ pub fn train_language(config: &Config, cache: &Cache, run: &Path, resume: bool) 
     let watched = ids(&texts(Split::Validation))?;
     let mut language = Language { config, stage, model: Llama::new(&sizes, &params)?, reports, watched, order };
     let mut optimizer = AdamW::new(params.trainable(), stage.training.optimizer.clone());
-    let steps = Loop::new(config, &stage.training, &folder, resume)?.run(&mut language, &mut optimizer)?;
+    let ended = Loop::new(config, &stage.training, &folder, resume)?.run(&mut language, &mut optimizer)?;
     weights::save(&folder.path("model.safetensors"), &params.tensors(), &HashMap::from([("format".to_string(), "pt".to_string())]))?;
     write_config(&folder, &sizes, &tokenizer)?;
-    Ok(steps)
+    Ok(ended)
 }
 
 /// `config.json` as transformers reads it.
@@ -111,12 +113,12 @@ impl Stage for Language<'_> {
         })?;
         let (losses, gradients): (Vec<f64>, Vec<_>) = results.into_iter().unzip();
         let metrics = Map::from_iter([("tokens".to_string(), json!(tokens))]);
-        Ok(StepOutcome { gradients: sum_gradients(gradients)?, loss: losses.iter().sum(), metrics })
+        Ok(StepOutcome { gradients: sum_gradients(gradients)?, loss: losses.iter().sum(), count: tokens, metrics })
     }
 
-    fn validate(&mut self) -> Result<Map<String, Value>> {
+    fn validate(&mut self) -> Result<Validation> {
         if self.watched.is_empty() {
-            return Ok(Map::new());
+            return Ok(Validation::default());
         }
         let this = &*self;
         let parts: Vec<&[Vec<u32>]> = this.watched.chunks(this.stage.training.micro_batch).collect();
@@ -125,6 +127,7 @@ impl Stage for Language<'_> {
             Ok((f64::from(loss.to_scalar::<f32>()?), count))
         })?;
         let (loss, count) = sums.into_iter().fold((0.0, 0), |(loss, count), (more, tokens)| (loss + more, count + tokens));
-        Ok(Map::from_iter([("validation_loss".to_string(), json!(loss / count.max(1) as f64))]))
+        let measures = Map::from_iter([("validation_loss".to_string(), json!(loss / count.max(1) as f64))]);
+        Ok(Validation { measures, samples: Vec::new() })
     }
 }

@@ -1,5 +1,8 @@
 //! The two stages as plain loops; optimiser, schedule, checkpoints, run folder, progress.
 
+mod curves;
+mod events;
+mod gauges;
 mod language;
 mod manifest;
 mod micro_batches;
@@ -8,9 +11,13 @@ mod order;
 mod progress;
 mod report;
 mod run_folder;
+mod selection;
 mod stage;
 mod structure;
+mod watch;
 
+pub use curves::draw_curves;
+pub use events::{EventFile, Scalar, read_scalars};
 pub use language::train_language;
 pub use manifest::{Manifest, write_manifest};
 pub use micro_batches::{clip, in_threads, sum_gradients};
@@ -19,5 +26,7 @@ pub use order::{Order, step_rng};
 pub use progress::Progress;
 pub use report::{ReportOutcome, train_report, train_report_for};
 pub use run_folder::{Checkpoint, CheckpointState, CheckpointTensors, RunFolder, peak_memory_mib};
-pub use stage::{Loop, Stage, StepOutcome};
+pub use selection::{BestCheckpoints, Scored};
+pub use stage::{Ended, Loop, Stage, StepOutcome};
 pub use structure::{StructureOutcome, train_structure, train_structure_for};
+pub use watch::{Validation, check_patients};

@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor, Var};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, json};
 
 use crate::config::{Config, TrainingConfig};
 use crate::data::{Cache, CachedStudy, Split};
-use crate::decoder::{Network, ReportDecoder, TargetReport, token_statistics, weigh_rare_tokens};
-use crate::generate::{Assembled, DecoderKind, assemble_bert, assemble_llama, decoder_file, read_tokens};
+use crate::decoder::{GenerationConfig, Network, ReportDecoder, Strategy, TargetReport, token_statistics, weigh_rare_tokens};
+use crate::evaluate::{Pair, rare_findings};
+use crate::generate::{Assembled, DecoderKind, Visual, assemble_bert, assemble_llama, decoder_file, read_tokens, write_split};
+use crate::text::label_report;
 use crate::weights::{self, Params};
 use crate::{Error, Result};
 
@@ -17,13 +19,14 @@ use super::micro_batches::{in_threads, sum_gradients};
 use super::optimizer::AdamW;
 use super::order::{Order, step_rng};
 use super::run_folder::{Checkpoint, RunFolder};
-use super::stage::{Loop, Stage, StepOutcome};
+use super::stage::{Ended, Loop, Stage, StepOutcome};
+use super::watch::{Validation, check_patients, report_measures};
 
 /// What stage two gave.
 #[derive(Debug, Clone)]
 pub struct ReportOutcome {
-    /// Steps done in all.
-    pub steps: u64,
+    /// How it ended.
+    pub ended: Ended,
     /// Training and validation studies.
     pub studies: [usize; 2],
     /// Training reports that exceed `max_report_tokens` and were cut.
@@ -39,6 +42,8 @@ struct ReportStage<'a> {
     studies: Vec<&'a CachedStudy>,
     reports: Vec<TargetReport>,
     watched: Vec<(&'a CachedStudy, TargetReport)>,
+    /// The findings that are rarest among the training studies.
+    rare: Vec<usize>,
     order: Order,
 }
 
@@ -59,6 +64,7 @@ pub fn train_report_for(
     resume: bool,
     stop_after: Option<u64>,
 ) -> Result<ReportOutcome> {
+    check_patients(cache)?;
     let folder = RunFolder::create(run.join(kind.name()))?;
     let (assembled, trainable) = fresh(config, run, kind)?;
     let Assembled { decoder, params } = assembled;
@@ -66,11 +72,11 @@ pub fn train_report_for(
     let factor = if kind == DecoderKind::Llama { config.llama.projector_lr_factor } else { 1.0 };
     let mut optimizer = AdamW::new(trainable, stage.training.optimizer.clone()).scale_lr(factor, |name| name.starts_with("projector."));
     let looped = Loop { stop_after, ..Loop::new(config, stage.training, &folder, resume)? };
-    let steps = looped.run(&mut stage, &mut optimizer)?;
-    if steps == stage.training.steps {
+    let ended = looped.run(&mut stage, &mut optimizer)?;
+    if ended.finished {
         stage.save(&params, &folder)?;
     }
-    Ok(ReportOutcome { steps, studies: [stage.studies.len(), stage.watched.len()], cut })
+    Ok(ReportOutcome { ended, studies: [stage.studies.len(), stage.watched.len()], cut })
 }
 
 /// A decoder to be trained, with its trained tensors by name.
@@ -144,13 +150,29 @@ impl<'a> ReportStage<'a> {
         }
         let order = Order::new(studies.len(), config.seed.wrapping_add(1));
         let cut = cut.into_iter().filter(|cut| *cut).count();
-        Ok((ReportStage { config, training, kind, run, decoder, studies, reports, watched, order }, cut))
+        let labels = studies.iter().map(|study| study.labels.unwrap_or_else(|| label_report(&study.report)));
+        let rare = if training.watch.studies > 0 { rare_findings(&labels.collect::<Vec<_>>()) } else { Vec::new() };
+        Ok((ReportStage { config, training, kind, run, decoder, studies, reports, watched, rare, order }, cut))
     }
 
     /// Visual tokens (n, V, h) of studies.
     fn tokens(&self, names: &[&str]) -> Result<Tensor> {
         let tokens: Vec<Tensor> = names.iter().map(|name| Ok(read_tokens(self.run, name)?.to_dtype(DType::F32)?)).collect::<Result<_>>()?;
         Ok(Tensor::stack(&tokens, 0)?)
+    }
+
+    /// Greedy reports for the first `count` validation studies.
+    fn write(&self, count: usize) -> Result<Vec<Pair>> {
+        let studies: Vec<&CachedStudy> = self.watched.iter().take(count).map(|(study, _)| *study).collect();
+        let generation = GenerationConfig { strategy: Strategy::Greedy, ..self.kind.generation(self.config).clone() };
+        let texts = write_split(&self.decoder, &generation, self.run, &studies, Visual::Own, &mut |_| {})?;
+        let pair = |(study, generated): (&CachedStudy, String)| Pair {
+            study: study.name.clone(),
+            generated,
+            reference: study.report.clone(),
+            labels: study.labels,
+        };
+        Ok(studies.into_iter().zip(texts).map(pair).collect())
     }
 
     /// Writes the finished decoder: LLaMA's adapter in PEFT's format and its projector, or BERT whole.
@@ -195,7 +217,7 @@ impl Stage for ReportStage<'_> {
             ("tokens".to_string(), json!(tokens)),
             ("epoch".to_string(), json!(self.order.epoch(step, self.training.batch))),
         ]);
-        Ok(StepOutcome { gradients: sum_gradients(gradients)?, loss: losses.iter().sum(), metrics })
+        Ok(StepOutcome { gradients: sum_gradients(gradients)?, loss: losses.iter().sum(), count: tokens, metrics })
     }
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>> {
@@ -208,10 +230,10 @@ impl Stage for ReportStage<'_> {
         Ok(())
     }
 
-    /// Loss a token on validation studies, all tokens alike.
-    fn validate(&mut self) -> Result<Map<String, Value>> {
+    /// Loss a token on validation studies, all tokens alike; measures of the reports written for the first ones.
+    fn validate(&mut self) -> Result<Validation> {
         if self.watched.is_empty() {
-            return Ok(Map::new());
+            return Ok(Validation::default());
         }
         let this = &*self;
         let parts: Vec<&[(&CachedStudy, TargetReport)]> = this.watched.chunks(this.training.micro_batch).collect();
@@ -221,6 +243,14 @@ impl Stage for ReportStage<'_> {
             Ok(f64::from(this.decoder.loss_sum(&this.tokens(&names)?, &reports, None)?.to_scalar::<f32>()?))
         })?;
         let count: usize = this.watched.iter().map(|(_, report)| report.ids.len()).sum();
-        Ok(Map::from_iter([("validation_loss".to_string(), json!(sums.iter().sum::<f64>() / count.max(1) as f64))]))
+        let mut measures = Map::from_iter([("validation_loss".to_string(), json!(sums.iter().sum::<f64>() / count.max(1) as f64))]);
+        let watch = this.training.watch;
+        let mut samples = this.write(watch.samples.max(watch.studies))?;
+        let measured = &samples[..watch.studies.min(samples.len())];
+        if !measured.is_empty() {
+            measures.extend(report_measures(this.name(), measured, &this.rare)?);
+        }
+        samples.truncate(watch.samples);
+        Ok(Validation { measures, samples })
     }
 }

@@ -96,15 +96,21 @@ impl RunFolder {
         write_aside(&path, kept.as_bytes())
     }
 
-    /// Writes checkpoint `state.step`: aside, fsynced, read back and compared, renamed. Keeps the `keep` newest.
-    pub fn save_checkpoint(
-        &self,
-        stage: &str,
-        step: u64,
-        config_sha256: &str,
-        tensors: &CheckpointTensors,
-        keep: usize,
-    ) -> Result<PathBuf> {
+    /// The lines of `metrics.jsonl`; none where there is no such file.
+    pub fn metrics(&self) -> Result<Vec<serde_json::Value>> {
+        let path = self.path("metrics.jsonl");
+        if !path.is_file() {
+            return Ok(Vec::new());
+        }
+        let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+        let line = |(index, line): (usize, &str)| {
+            serde_json::from_str(line).map_err(|e| Error::field(&path, format!("line {}", index + 1), e.to_string()))
+        };
+        text.lines().enumerate().map(line).collect()
+    }
+
+    /// Writes checkpoint `state.step`: aside, fsynced, read back and compared, renamed.
+    pub fn save_checkpoint(&self, stage: &str, step: u64, config_sha256: &str, tensors: &CheckpointTensors) -> Result<PathBuf> {
         let folder = self.path("checkpoints");
         let (aside, path) = (folder.join(format!(".{step}.partial")), folder.join(format!("{step:08}")));
         let _ = fs::remove_dir_all(&aside);
@@ -123,7 +129,6 @@ impl RunFolder {
         let _ = fs::remove_dir_all(&path);
         fs::rename(&aside, &path).map_err(|e| Error::io(&path, e))?;
         sync_folder(&folder)?;
-        self.prune(keep)?;
         Ok(path)
     }
 
@@ -157,10 +162,12 @@ impl RunFolder {
         Ok(Checkpoint { model: load("model.safetensors")?, optimizer: load("optimizer.safetensors")?, state, path })
     }
 
-    fn prune(&self, keep: usize) -> Result<()> {
+    /// Removes all checkpoints but the `keep` newest and those of the steps `best`.
+    pub fn prune(&self, keep: usize, best: &[u64]) -> Result<()> {
         let steps = self.checkpoint_steps();
         let folder = self.path("checkpoints");
-        for step in &steps[..steps.len().saturating_sub(keep.max(1))] {
+        let older = &steps[..steps.len().saturating_sub(keep.max(1))];
+        for step in older.iter().filter(|step| !best.contains(step)) {
             // renamed first: a checkpoint that is half removed must not look whole
             let (path, aside) = (folder.join(format!("{step:08}")), folder.join(format!(".{step}.old")));
             fs::rename(&path, &aside).map_err(|e| Error::io(&path, e))?;
@@ -226,13 +233,14 @@ mod tests {
     }
 
     #[test]
-    fn only_the_newest_checkpoints_stay_and_the_last_is_read_back() {
+    fn only_the_newest_and_the_best_checkpoints_stay_and_the_last_is_read_back() {
         let folder = tempfile::tempdir().unwrap();
         let run = RunFolder::create(folder.path()).unwrap();
         for step in [5, 10, 15] {
-            run.save_checkpoint("structure", step, "c", &tensors(step as f32), 2).unwrap();
+            run.save_checkpoint("structure", step, "c", &tensors(step as f32)).unwrap();
         }
-        assert_eq!(run.checkpoint_steps(), [10, 15]);
+        run.prune(1, &[5]).unwrap();
+        assert_eq!(run.checkpoint_steps(), [5, 15]);
         let last = run.latest_checkpoint().unwrap().unwrap();
         assert_eq!(last.state.step, 15);
         assert_eq!(last.model["w"].to_vec1::<f32>().unwrap(), [15.0; 3]);
@@ -242,7 +250,7 @@ mod tests {
     fn a_damaged_checkpoint_is_refused_by_name() {
         let folder = tempfile::tempdir().unwrap();
         let run = RunFolder::create(folder.path()).unwrap();
-        let path = run.save_checkpoint("structure", 1, "c", &tensors(1.0), 2).unwrap().join("model.safetensors");
+        let path = run.save_checkpoint("structure", 1, "c", &tensors(1.0)).unwrap().join("model.safetensors");
         let mut bytes = fs::read(&path).unwrap();
         *bytes.last_mut().unwrap() ^= 1;
         fs::write(&path, bytes).unwrap();

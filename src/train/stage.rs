@@ -1,18 +1,22 @@
-//! What every stage's loop does: schedule, clipping, step, metrics, checkpoints, resume.
+//! What every stage's loop does: schedule, clipping, step, metrics, validation, checkpoints, selection, resume.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::config::{Config, TrainingConfig};
 use crate::{Error, Result};
 
+use super::gauges::{Losses, Meter, group_norms};
 use super::micro_batches::clip;
 use super::optimizer::{AdamW, Gradients};
 use super::progress::Progress;
 use super::run_folder::{Checkpoint, CheckpointTensors, RunFolder, peak_memory_mib};
+use super::selection::Selection;
+use super::watch::{Record, Validation};
 
 /// What one step's forward and backward gave.
 #[derive(Debug, Default)]
@@ -21,6 +25,8 @@ pub struct StepOutcome {
     pub gradients: Gradients,
     /// The loss that is minimised.
     pub loss: f64,
+    /// Tokens or studies ([`Stage::unit`]) learned from.
+    pub count: usize,
     /// What else is worth a line in `metrics.jsonl`.
     pub metrics: Map<String, Value>,
 }
@@ -29,6 +35,11 @@ pub struct StepOutcome {
 pub trait Stage {
     /// Its name in checkpoints and metrics.
     fn name(&self) -> &str;
+
+    /// What its speed is counted in.
+    fn unit(&self) -> &str {
+        "tokens"
+    }
 
     /// Forward and backward of step `step`.
     fn gradients(&mut self, step: u64, optimizer: &AdamW) -> Result<StepOutcome>;
@@ -43,10 +54,24 @@ pub trait Stage {
         Ok(())
     }
 
-    /// Measured on validation studies, at every checkpoint.
-    fn validate(&mut self) -> Result<Map<String, Value>> {
-        Ok(Map::new())
+    /// Measured on validation studies, at every checkpoint of the configuration. Changes nothing of what is learned.
+    fn validate(&mut self) -> Result<Validation> {
+        Ok(Validation::default())
     }
+}
+
+/// How a call of [`Loop::run`] ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ended {
+    /// Steps done in all.
+    pub steps: u64,
+    /// Whether the stage is at its end, by its last step or by early stopping.
+    pub finished: bool,
+    /// Why it stopped early, if it did.
+    pub stopped_early: Option<String>,
+    /// The step whose model is left in memory: where it is finished, the best checkpoint's if `best` is set.
+    pub model_of_step: u64,
 }
 
 /// A stage's loop.
@@ -64,58 +89,102 @@ pub struct Loop<'a> {
     pub stop_after: Option<u64>,
 }
 
+/// What the loop carries from step to step beside the model.
+struct Course<'a> {
+    step: u64,
+    record: Record<'a>,
+    selection: Selection,
+    losses: Losses,
+    meter: Meter,
+    said: String,
+}
+
 impl<'a> Loop<'a> {
     /// The loop of `training` in `run`.
     pub fn new(config: &Config, training: &'a TrainingConfig, run: &'a RunFolder, resume: bool) -> Result<Self> {
         Ok(Loop { training, run, config_sha256: config.sha256()?, resume, stop_after: None })
     }
 
-    /// Trains `stage` to its end; returns the steps done in all.
-    pub fn run(&self, stage: &mut dyn Stage, optimizer: &mut AdamW) -> Result<u64> {
-        let start = self.start(stage, optimizer)?;
+    /// Trains `stage` to its end; says how it ended.
+    pub fn run(&self, stage: &mut dyn Stage, optimizer: &mut AdamW) -> Result<Ended> {
+        let mut course = self.start(stage, optimizer)?;
         let steps = self.training.steps;
-        let last = self.stop_after.map_or(steps, |more| steps.min(start + more));
+        let last = self.stop_after.map_or(steps, |more| steps.min(course.step + more));
         let progress = Progress::new(stage.name(), steps);
-        let (mut clock, mut said) = (Instant::now(), String::new());
-        for step in start..last {
-            let lr = self.training.schedule.at(step, steps);
-            let StepOutcome { gradients, loss, metrics } = stage.gradients(step, optimizer)?;
-            let (gradients, norm) = clip(gradients, self.training.clip_norm)?;
-            if !loss.is_finite() || !norm.is_finite() {
-                return Err(self.exploded(stage.name(), step, loss, norm));
-            }
-            optimizer.step(&gradients, lr)?;
-            let done = step + 1;
-            if done % self.training.log_every == 0 || done == steps {
-                let seconds = clock.elapsed().as_secs_f64();
-                clock = Instant::now();
-                let line = json!({
-                    "stage": stage.name(), "step": done, "loss": loss, "learning_rate": lr, "gradient_norm": norm,
-                    "seconds_a_step": seconds / self.training.log_every as f64, "peak_memory_mib": peak_memory_mib(),
-                });
-                self.run.append_metrics(&joined(line, metrics))?;
-                said = format!("loss {loss:.4}");
-            }
-            progress.at(done, said.clone());
-            if done % self.training.checkpoint_every == 0 || done == last {
-                self.checkpoint(stage, optimizer, done)?;
+        while course.step < last && course.selection.stopped().is_none() {
+            self.step(stage, optimizer, &mut course)?;
+            progress.at(course.step, course.said.clone());
+            let due = course.step.is_multiple_of(self.training.checkpoint_every) || course.step == steps;
+            if due || course.step == last {
+                self.checkpoint(stage, optimizer, &mut course, due)?;
             }
         }
-        progress.finish(said);
-        Ok(last)
+        let ended = self.end(stage, optimizer, &course)?;
+        progress.finish(match &ended.stopped_early {
+            Some(why) => format!("{}; stopped early: {why}", course.said),
+            None => course.said,
+        });
+        Ok(ended)
     }
 
-    /// The step to begin with: 0, or that of the newest checkpoint.
-    fn start(&self, stage: &mut dyn Stage, optimizer: &mut AdamW) -> Result<u64> {
-        let Some(mut checkpoint) = self.run.latest_checkpoint()? else {
-            // lines of a run that was killed before its first checkpoint
-            self.run.cut_metrics(0)?;
-            return Ok(0);
-        };
-        let source = checkpoint.path.display().to_string();
-        if !self.resume {
-            return Err(Error::file(self.run.root(), "holds checkpoints already: resume it (--resume) or give another folder"));
+    fn step(&self, stage: &mut dyn Stage, optimizer: &mut AdamW, course: &mut Course) -> Result<()> {
+        let clock = Instant::now();
+        let (step, done) = (course.step, course.step + 1);
+        let lr = self.training.schedule.at(step, self.training.steps);
+        let StepOutcome { gradients, loss, count, metrics } = stage.gradients(step, optimizer)?;
+        let logged = done.is_multiple_of(self.training.log_every) || done == self.training.steps;
+        let norms = if logged { group_norms(&gradients)? } else { BTreeMap::new() };
+        let (gradients, norm) = clip(gradients, self.training.clip_norm)?;
+        if let Some(what) = course.losses.see(loss, self.training.explode_factor) {
+            return Err(self.exploded(stage.name(), done, &what));
         }
+        if !norm.is_finite() {
+            return Err(self.exploded(stage.name(), done, &format!("loss {loss}, gradient norm {norm}")));
+        }
+        optimizer.step(&gradients, lr)?;
+        course.step = done;
+        course.meter.add(clock.elapsed(), count);
+        if !logged {
+            return Ok(());
+        }
+        let [seconds, speed] = course.meter.read();
+        let mut line = Map::from_iter([
+            ("loss".to_string(), json!(loss)),
+            ("learning_rate".to_string(), json!(lr)),
+            ("gradient_norm".to_string(), json!(norm)),
+            ("gradient_norms".to_string(), json!(norms)),
+            ("seconds_a_step".to_string(), json!(seconds)),
+            (format!("{}_per_second", stage.unit()), json!(speed)),
+            ("peak_memory_mib".to_string(), json!(peak_memory_mib())),
+        ]);
+        line.extend(metrics);
+        course.said = format!("loss {loss:.4}");
+        course.record.training(done, line)
+    }
+
+    /// Where to begin: at step 0, or at the newest checkpoint.
+    fn start(&self, stage: &mut dyn Stage, optimizer: &mut AdamW) -> Result<Course<'a>> {
+        let (mut step, mut losses, mut selection) = (0, Losses::default(), Selection::new(self.training));
+        if let Some(mut checkpoint) = self.run.latest_checkpoint()? {
+            if !self.resume {
+                return Err(Error::file(self.run.root(), "holds checkpoints already: resume it (--resume) or give another folder"));
+            }
+            step = checkpoint.state.step;
+            self.take(stage, optimizer, &mut checkpoint)?;
+            optimizer.restore(&checkpoint.path.display().to_string(), &checkpoint.optimizer, step)?;
+            losses.restore(&mut checkpoint.optimizer)?;
+        }
+        let record = Record::open(self.run, stage.name(), step)?;
+        for line in self.run.metrics()?.iter().filter_map(Value::as_object).filter(|line| line.contains_key("validation")) {
+            selection.see(line.get("step").and_then(Value::as_u64).unwrap_or(0), line)?;
+        }
+        self.write_best(&selection)?;
+        Ok(Course { step, record, selection, losses, meter: Meter::default(), said: String::new() })
+    }
+
+    /// Takes a checkpoint's model and the stage's own state.
+    fn take(&self, stage: &mut dyn Stage, optimizer: &AdamW, checkpoint: &mut Checkpoint) -> Result<()> {
+        let source = checkpoint.path.display().to_string();
         if checkpoint.state.stage != stage.name() {
             return Err(Error::file(&source, format!("a checkpoint of {}, not of {}", checkpoint.state.stage, stage.name())));
         }
@@ -130,36 +199,68 @@ impl<'a> Loop<'a> {
             }
             var.set(tensor)?;
         }
-        let step = checkpoint.state.step;
-        optimizer.restore(&source, &checkpoint.optimizer, step)?;
-        stage.restore(&mut checkpoint)?;
-        self.run.cut_metrics(step)?;
-        Ok(step)
+        stage.restore(checkpoint)
     }
 
-    fn checkpoint(&self, stage: &mut dyn Stage, optimizer: &AdamW, step: u64) -> Result<()> {
-        let validation = stage.validate()?;
-        if !validation.is_empty() {
-            self.run.append_metrics(&joined(json!({ "stage": stage.name(), "step": step, "validation": true }), validation))?;
+    /// Writes a checkpoint. `due`: one of the configuration's, validated and selected on; else an interrupted call's.
+    fn checkpoint(&self, stage: &mut dyn Stage, optimizer: &AdamW, course: &mut Course, due: bool) -> Result<()> {
+        let step = course.step;
+        let model: BTreeMap<String, Tensor> = optimizer.vars().map(|(name, var)| (name.to_string(), var.as_detached_tensor())).collect();
+        if let Some(name) = not_finite(&model)? {
+            return Err(self.exploded(stage.name(), step, &format!("{name} is not finite")));
         }
-        let model = optimizer.vars().map(|(name, var)| (name.to_string(), var.as_detached_tensor())).collect();
+        if due {
+            let found = stage.validate()?;
+            course.selection.see(step, &found.measures)?;
+            course.record.validation(step, &found)?;
+            course.record.draw()?;
+        }
         let mut state = optimizer.state()?;
         state.extend(stage.state()?);
-        let tensors = CheckpointTensors { model, optimizer: state };
-        self.run.save_checkpoint(stage.name(), step, &self.config_sha256, &tensors, self.training.keep_checkpoints)?;
-        Ok(())
+        state.extend(course.losses.state()?);
+        self.run.save_checkpoint(stage.name(), step, &self.config_sha256, &CheckpointTensors { model, optimizer: state })?;
+        self.write_best(&course.selection)?;
+        self.run.prune(self.training.keep_checkpoints, &course.selection.kept())
     }
 
-    fn exploded(&self, stage: &str, step: u64, loss: f64, norm: f64) -> Error {
+    fn write_best(&self, selection: &Selection) -> Result<()> {
+        let Some(best) = selection.best() else { return Ok(()) };
+        let text = serde_json::to_string_pretty(&best).map_err(|e| Error::file(self.run.path("best.json"), e.to_string()))?;
+        self.run.write_text("best.json", &text)
+    }
+
+    /// The stage's end: the best model is taken, where one is asked for, and `finished.json` says which it is.
+    fn end(&self, stage: &mut dyn Stage, optimizer: &AdamW, course: &Course) -> Result<Ended> {
+        let stopped_early = course.selection.stopped().filter(|_| course.step < self.training.steps);
+        let finished = stopped_early.is_some() || course.step == self.training.steps;
+        let mut ended = Ended { steps: course.step, finished, stopped_early, model_of_step: course.step };
+        if !finished {
+            return Ok(ended);
+        }
+        if let Some(best) = course.selection.kept().first().filter(|best| **best != course.step) {
+            self.take(stage, optimizer, &mut self.run.checkpoint(*best)?)?;
+            ended.model_of_step = *best;
+        }
+        let text = serde_json::to_string_pretty(&ended).map_err(|e| Error::file(self.run.path("finished.json"), e.to_string()))?;
+        self.run.write_text("finished.json", &text)?;
+        Ok(ended)
+    }
+
+    fn exploded(&self, stage: &str, step: u64, what: &str) -> Error {
         let last = self.run.checkpoint_steps().last().map_or("there is no checkpoint".to_string(), |step| {
             format!("the last good checkpoint is {}", self.run.path(format!("checkpoints/{step:08}")).display())
         });
-        Error::Invalid(format!("{stage}: step {}: loss {loss}, gradient norm {norm}; {last}", step + 1))
+        Error::Invalid(format!("{stage}: step {step}: {what}; {last}"))
     }
 }
 
-fn joined(line: Value, more: Map<String, Value>) -> Value {
-    let Value::Object(mut line) = line else { return line };
-    line.extend(more);
-    Value::Object(line)
+/// The first tensor that holds a number that is none.
+fn not_finite(model: &BTreeMap<String, Tensor>) -> Result<Option<&str>> {
+    for (name, tensor) in model {
+        let values: Vec<f32> = tensor.flatten_all()?.to_dtype(candle_core::DType::F32)?.to_vec1()?;
+        if values.iter().any(|value| !value.is_finite()) {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
 }

@@ -17,6 +17,7 @@ use crate::structure::{
     Contrast, DiversityQueue, LossConfig, Queue, QueueConfig, ReferenceQueue, RetrievalRule, contrast, reference_contrast,
     report_to_volume_scores,
 };
+use crate::text::Structures;
 use crate::weights;
 use crate::{Error, Result};
 
@@ -24,7 +25,8 @@ use super::micro_batches::{in_threads, sum_gradients};
 use super::optimizer::{AdamW, Gradients};
 use super::order::{Order, step_rng};
 use super::run_folder::{Checkpoint, RunFolder};
-use super::stage::{Loop, Stage, StepOutcome};
+use super::stage::{Ended, Loop, Stage, StepOutcome};
+use super::watch::{Validation, by_structure, check_patients};
 
 /// Validation studies whose retrieval is measured at each checkpoint.
 const WATCHED: usize = 200;
@@ -32,8 +34,8 @@ const WATCHED: usize = 200;
 /// What stage one gave.
 #[derive(Debug, Clone)]
 pub struct StructureOutcome {
-    /// Steps done in all.
-    pub steps: u64,
+    /// How it ended.
+    pub ended: Ended,
     /// Training and validation studies.
     pub studies: [usize; 2],
     /// Sizes of the queue a structure at the end.
@@ -51,6 +53,8 @@ struct StructureStage<'a> {
     observer: Observer,
     queue: Queue,
     order: Order,
+    /// Their names.
+    structures: Vec<String>,
 }
 
 /// Trains stage one on the cache's training studies; the finished model is written to `RUN/structure/model.safetensors`.
@@ -61,20 +65,21 @@ pub fn train_structure(config: &Config, cache: &Cache, run: &Path, resume: bool)
 /// As [`train_structure`]; stops after `stop_after` steps of this call, with a checkpoint.
 pub fn train_structure_for(config: &Config, cache: &Cache, run: &Path, resume: bool, stop_after: Option<u64>) -> Result<StructureOutcome> {
     cache.check(&config.volume)?;
+    check_patients(cache)?;
     let folder = RunFolder::create(run.join("structure"))?;
     let mut stage = StructureStage::new(config, cache)?;
     let training = &config.train_structure.training;
     let mut optimizer = AdamW::new(stage.observer.trainable(), training.optimizer.clone());
     let looped = Loop { stop_after, ..Loop::new(config, training, &folder, resume)? };
-    let steps = looped.run(&mut stage, &mut optimizer)?;
-    if steps == training.steps {
+    let ended = looped.run(&mut stage, &mut optimizer)?;
+    if ended.finished {
         weights::save(&folder.path("model.safetensors"), &stage.observer.tensors(), &std::collections::HashMap::new())?;
     }
     let queue = match &stage.queue {
         Queue::Features(queue) => (0..config.structure.queries.structures()).map(|s| queue.len(s)).collect(),
         Queue::Reference(_) => Vec::new(),
     };
-    Ok(StructureOutcome { steps, studies: [stage.studies.len(), stage.watched.len()], queue })
+    Ok(StructureOutcome { ended, studies: [stage.studies.len(), stage.watched.len()], queue })
 }
 
 impl<'a> StructureStage<'a> {
@@ -101,7 +106,8 @@ impl<'a> StructureStage<'a> {
         observer.set_text_mean(means);
         let order = Order::new(studies.len(), config.seed);
         let queue = queue(config);
-        Ok(StructureStage { config, cache, studies, features, text_width, watched, watched_features, observer, queue, order })
+        let structures = Structures::load(&config.text.structures)?.names().into_iter().map(String::from).collect();
+        Ok(StructureStage { config, cache, studies, features, text_width, watched, watched_features, observer, queue, order, structures })
     }
 
     /// Volumes (n, 1, D, H, W) of a micro-batch; `step`: augmented as that training step says.
@@ -137,7 +143,8 @@ impl<'a> StructureStage<'a> {
                 let parts = contrast(self.observer.head(), &contrasted, loss)?;
                 metrics.insert("contrastive".into(), json!(parts.contrastive));
                 metrics.insert("divergence".into(), json!(parts.divergence));
-                metrics.insert("target_entropy".into(), json!(parts.target_entropy));
+                let entropy: Vec<f64> = parts.target_entropy.iter().map(|entropy| f64::from(*entropy)).collect();
+                metrics.extend(by_structure("target_entropy", &self.structures, &entropy));
                 metrics.insert("rows".into(), json!(parts.rows));
                 metrics.insert("temperature".into(), json!(self.observer.head().temperature()?.to_scalar::<f32>()?));
                 parts.loss
@@ -158,7 +165,7 @@ impl<'a> StructureStage<'a> {
         let mut store = loss.backward()?;
         let gradient = store.remove(tokens).map_or_else(|| tokens.zeros_like(), Ok)?;
         let gradients = optimizer.gradients(&mut store);
-        let outcome = StepOutcome { gradients, loss: f64::from(loss.to_scalar::<f32>()?), metrics };
+        let outcome = StepOutcome { gradients, loss: f64::from(loss.to_scalar::<f32>()?), count: batch.len(), metrics };
         self.push(&rows.into_iter().cloned().collect::<Vec<_>>(), &features)?;
         Ok((gradient, outcome))
     }
@@ -191,6 +198,10 @@ fn queue(config: &Config) -> Queue {
 impl Stage for StructureStage<'_> {
     fn name(&self) -> &str {
         "structure"
+    }
+
+    fn unit(&self) -> &str {
+        "studies"
     }
 
     /// Features first, then the loss over the whole batch, then gradients volume by volume (GradCache with the graphs kept).
@@ -246,30 +257,84 @@ impl Stage for StructureStage<'_> {
         }
     }
 
-    /// Report-to-volume retrieval among validation studies.
-    fn validate(&mut self) -> Result<Map<String, Value>> {
-        let mut line = Map::new();
+    /// Loss and report-to-volume retrieval among validation studies, entropy of their soft targets, diversity of the queue.
+    fn validate(&mut self) -> Result<Validation> {
+        let mut measures = self.queue_measures();
         if self.watched.len() < 2 {
-            return Ok(line);
+            return Ok(Validation { measures, samples: Vec::new() });
         }
         let this = &*self;
-        let visual = in_threads(&this.watched, this.config.threads, |_, study| {
+        let observed = in_threads(&this.watched, this.config.threads, |_, study| {
             let observation = this.observer.observe(&this.volumes(&[&study.name], None)?, None)?;
-            Ok(this.observer.contrast(&observation.tokens.detach())?.detach())
+            Ok(this.observer.standardise(&observation.tokens.detach())?.to_dtype(DType::F32)?)
         })?;
+        let observations = Tensor::cat(&observed, 0)?;
         let rows: Vec<_> = this.watched_features.iter().collect();
         let (features, present) = stack_features(&rows, this.text_width)?;
-        let text = this.observer.head().text(&features)?.detach();
+        measures.extend(this.contrast_measures(&observations, &features, &present)?);
+        let (visual, text) = (this.observer.head().visual(&observations)?.detach(), this.observer.head().text(&features)?.detach());
         let rule = match this.config.structure.loss {
             LossConfig::Ours(_) => RetrievalRule::MeanOfPresent,
             LossConfig::Reference(_) => RetrievalRule::SumOfAll,
         };
-        let visual = Tensor::cat(&visual, 0)?.to_dtype(DType::F32)?;
         let scores = retrieval(&report_to_volume_scores(&visual, &text, &present, rule)?);
         for (k, recall) in &scores.recall_at {
-            line.insert(format!("retrieval_recall_at_{k}"), json!(recall));
+            measures.insert(format!("retrieval_recall_at_{k}"), json!(recall));
         }
-        line.insert("retrieval_volumes".into(), json!(scores.volumes));
-        Ok(line)
+        measures.insert("retrieval_volumes".into(), json!(scores.volumes));
+        Ok(Validation { measures, samples: Vec::new() })
     }
+}
+
+impl StructureStage<'_> {
+    /// Mean cosine between a structure's entries; how many steps ago they came (the reference's queue does not know).
+    fn queue_measures(&self) -> Map<String, Value> {
+        match &self.queue {
+            Queue::Features(queue) => {
+                let batch = self.config.train_structure.training.batch as f64;
+                let age: Vec<f64> = queue.age().into_iter().map(|studies| studies / batch).collect();
+                let mut measures = by_structure("queue_similarity", &self.structures, &queue.similarity());
+                measures.extend(by_structure("queue_age", &self.structures, &age));
+                measures
+            }
+            Queue::Reference(queue) => by_structure("queue_similarity", &self.structures, &queue.similarity()),
+        }
+    }
+
+    /// The loss of validation studies among themselves, without the queue; the entropy of their soft targets with it, as training has it.
+    /// observations: (n, S, h), features: (n, S, C_text). Nothing enters the queue.
+    fn contrast_measures(&self, observations: &Tensor, features: &Tensor, present: &[Vec<bool>]) -> Result<Map<String, Value>> {
+        let head = self.observer.head();
+        let (loss, entropy) = match (&self.config.structure.loss, &self.queue) {
+            (LossConfig::Ours(loss), Queue::Features(queue)) => {
+                let among = |queue: &[Option<Tensor>]| contrast(head, &Contrast { observations, features, present, queue }, loss);
+                let entropy = among(&queue.tensors()?)?.target_entropy.into_iter().map(f64::from).collect();
+                (among(&[])?.loss, entropy)
+            }
+            (LossConfig::Reference(loss), Queue::Reference(queue)) => {
+                let visual = head.visual_raw(&observations.flatten_to(1)?)?.detach();
+                let text = head.text(&features.flatten_to(1)?)?.detach();
+                let among = |queue: &Tensor| reference_contrast(&visual, &text, queue, self.structures.len(), loss);
+                let queue = queue.tensor()?;
+                let entropy = row_entropies(&among(&queue)?.soft, self.structures.len())?;
+                (among(&queue.narrow(1, 0, 0)?)?.loss, entropy)
+            }
+            // refused by the first step
+            _ => return Ok(Map::new()),
+        };
+        let mut measures = by_structure("target_entropy", &self.structures, &entropy);
+        measures.insert("validation_loss".into(), json!(loss.to_scalar::<f32>()?));
+        Ok(measures)
+    }
+}
+
+/// Mean entropy a structure of soft targets (n S, N), rows study-major.
+fn row_entropies(soft: &Tensor, structures: usize) -> Result<Vec<f64>> {
+    let rows: Vec<Vec<f32>> = soft.to_vec2()?;
+    let entropy = |row: &Vec<f32>| -row.iter().map(|p| f64::from(*p)).map(|p| if p > 0.0 { p * p.ln() } else { 0.0 }).sum::<f64>();
+    let mean = |s: usize| {
+        let own: Vec<f64> = rows.iter().skip(s).step_by(structures).map(entropy).collect();
+        own.iter().sum::<f64>() / own.len() as f64
+    };
+    Ok((0..structures).map(mean).collect())
 }

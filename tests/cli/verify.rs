@@ -56,7 +56,7 @@ fn a_checkpoint_that_cannot_be_written_is_an_error_and_the_earlier_one_stays() {
         Command::new("bash").args(["-c", &command, env!("CARGO_BIN_EXE_ctscribe")]).args(arguments(resume)).output().unwrap()
     };
     // small enough for the configuration and the metrics, too small for the tensors
-    let output = limited(40, false);
+    let output = limited(300, false);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && said.contains("checkpoints"), "{said}");
     assert!(
@@ -69,7 +69,7 @@ fn a_checkpoint_that_cannot_be_written_is_an_error_and_the_earlier_one_stays() {
     assert_eq!(code, 0, "{err}");
     let whole = fs::read(run_folder.join("structure/model.safetensors")).unwrap();
     // the run is finished: nothing is left to write but the same model, and a failure to write it leaves the old one
-    let output = limited(40, true);
+    let output = limited(300, true);
     assert!(!output.status.success());
     assert!(fs::read(run_folder.join("structure/model.safetensors")).unwrap() == whole, "the finished model was touched");
 }

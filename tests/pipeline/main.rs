@@ -5,3 +5,4 @@ mod overfit;
 mod resume;
 mod stages;
 mod tiny;
+mod watching;

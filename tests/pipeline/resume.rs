@@ -4,7 +4,7 @@ use std::path::Path;
 
 use ctscribe::config::Config;
 use ctscribe::generate::{DecoderKind, observe};
-use ctscribe::train::{train_language, train_report_for, train_structure_for};
+use ctscribe::train::{BestCheckpoints, Ended, RunFolder, train_language, train_report_for, train_structure_for};
 
 use crate::tiny;
 
@@ -46,6 +46,62 @@ fn both_stages_and_both_decoders_resume_to_the_same_bytes() {
         report(&config, &whole, kind, &[6]);
         report(&config, &broken, kind, &[2, 4]);
         files.iter().for_each(|file| same_bytes(&whole, &broken, file));
+    }
+}
+
+/// As `metrics.jsonl` has it, without what the clock and the machine say.
+fn measured(folder: &Path) -> Vec<serde_json::Value> {
+    let mut lines = RunFolder::create(folder).unwrap().metrics().unwrap();
+    for line in lines.iter_mut().filter_map(|line| line.as_object_mut()) {
+        line.retain(|key, _| !["seconds_a_step", "studies_per_second", "tokens_per_second", "peak_memory_mib"].contains(&key.as_str()));
+    }
+    lines
+}
+
+#[test]
+fn a_run_that_selects_and_stops_early_resumes_to_the_same_bytes() {
+    let sets = [
+        "train_structure.training.steps=12",
+        "train_structure.training.checkpoint_every=2",
+        "train_structure.training.explode_factor=10.0",
+        "train_structure.training.best={metric: queue_similarity, direction: min, keep: 2}",
+        // nothing is better by a hundred: the second checkpoint after the first ends it
+        "train_structure.training.early_stop={metric: validation_loss, direction: min, patience: 2, min_delta: 100.0}",
+        "bert.training.checkpoint_every=2",
+        "bert.training.watch={samples: 1, studies: 2}",
+        "bert.training.best={metric: validation_loss, direction: max, keep: 1}",
+    ];
+    let config = tiny::config(&sets);
+    let (whole, broken) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (whole, broken) = (tiny::run(whole.path(), &config), tiny::run(broken.path(), &config));
+    structure(&config, &whole, &[12]);
+    structure(&config, &broken, &[1, 2, 2, 7, 7]);
+    for run in [&whole, &broken] {
+        train_language(&config, tiny::shared(), run, false).unwrap();
+        observe(&config, tiny::shared(), run, |_| {}).unwrap();
+    }
+    report(&config, &whole, DecoderKind::Bert, &[6]);
+    report(&config, &broken, DecoderKind::Bert, &[3, 3]);
+    for file in
+        ["structure/model.safetensors", "structure/best.json", "structure/finished.json", "bert/model.safetensors", "bert/best.json"]
+    {
+        same_bytes(&whole, &broken, file);
+    }
+    let ended: Ended = serde_json::from_str(&std::fs::read_to_string(whole.join("structure/finished.json")).unwrap()).unwrap();
+    assert!(ended.stopped_early.is_some() && ended.steps == 6, "{ended:?}");
+    for stage in ["structure", "bert"] {
+        assert_eq!(measured(&whole.join(stage)), measured(&broken.join(stage)));
+        let steps = |run: &Path| RunFolder::create(run.join(stage)).unwrap().checkpoint_steps();
+        assert_eq!(steps(&whole), steps(&broken));
+    }
+    // the finished model is the best checkpoint's
+    let best: BestCheckpoints = serde_json::from_str(&std::fs::read_to_string(whole.join("bert/best.json")).unwrap()).unwrap();
+    let kept = RunFolder::create(whole.join("bert")).unwrap().checkpoint(best.checkpoints[0].step).unwrap().model;
+    let finished = ctscribe::weights::open(&whole.join("bert/model.safetensors")).unwrap();
+    assert!(best.checkpoints[0].step < 6, "the largest loss is the untrained model's");
+    for (name, tensor) in kept {
+        let values = |tensor: &candle_core::Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(values(&finished[&name]), values(&tensor), "{name}");
     }
 }
 

@@ -13,7 +13,7 @@ fn every_stage_feeds_the_next_and_reports_carry_their_evidence() {
     let run = tiny::run(root.path(), &config);
     train_language(&config, cache, &run, false).unwrap();
     let outcome = train_structure(&config, cache, &run, false).unwrap();
-    assert_eq!(outcome.steps, 6);
+    assert_eq!((outcome.ended.steps, outcome.ended.finished), (6, true));
     assert!(outcome.queue.iter().any(|length| *length > 0), "no text entered the queue");
     let observed = observe(&config, cache, &run, |_| {}).unwrap();
     assert_eq!((observed.observed, observed.kept), (cache.studies.len(), 0));
