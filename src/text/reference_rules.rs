@@ -55,10 +55,16 @@ impl ReferenceRules {
         self.structures.iter().map(|structure| structure.name.as_str()).collect()
     }
 
-    pub(super) fn assign(&self, report: &str) -> Assignment {
+    /// The pieces of a report with their structures.
+    pub(super) fn labelled(&self, report: &str) -> Vec<(String, Vec<usize>)> {
         let pieces = pieces(report);
         let mut labels: Vec<Vec<usize>> = pieces.iter().map(|piece| self.label(piece)).collect();
         self.inherit(&pieces, &mut labels);
+        pieces.into_iter().zip(labels).collect()
+    }
+
+    pub(super) fn assign(&self, report: &str) -> Assignment {
+        let (pieces, labels): (Vec<String>, Vec<Vec<usize>>) = self.labelled(report).into_iter().unzip();
         let others = self.structures.len() - 1;
         let text = |s: usize| -> String {
             let own = pieces.iter().zip(&labels).filter(|(_, labels)| if s == others { **labels == [others] } else { labels.contains(&s) });

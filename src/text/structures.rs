@@ -1,5 +1,6 @@
 //! Which structures a sentence speaks of.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use regex::{Regex, RegexBuilder};
@@ -45,6 +46,16 @@ struct Rule {
     strip: Option<String>,
     keep: Option<String>,
     exclude: Option<String>,
+    #[serde(default)]
+    yields: Vec<Yield>,
+}
+
+/// Words that count only where none of the structures `to` is named.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Yield {
+    words: String,
+    to: Vec<String>,
 }
 
 /// Our rules, compiled.
@@ -63,6 +74,7 @@ struct Compiled {
     strip: Option<Regex>,
     keep: Option<Regex>,
     exclude: Option<Regex>,
+    yields: Vec<(Regex, Vec<usize>)>,
 }
 
 impl Structures {
@@ -87,27 +99,12 @@ impl Structures {
         match file {
             File::Reference { structures, .. } => Ok(Structures::Reference(ReferenceRules::new(structures))),
             File::Rules { split, window_header, carry, structures, .. } => {
-                let compile = |field: &str, pattern: &str| {
-                    let built = RegexBuilder::new(pattern).case_insensitive(true).size_limit(1 << 26).build();
-                    built.map_err(|e| Error::field(source, field.to_string(), format!("not a regular expression: {e}")))
-                };
-                let rule = |rule: &Rule| -> Result<Compiled> {
-                    let optional = |field: &str, pattern: &Option<String>| {
-                        pattern.as_ref().map(|pattern| compile(&format!("{}.{field}", rule.name), pattern)).transpose()
-                    };
-                    Ok(Compiled {
-                        name: rule.name.clone(),
-                        include: compile(&format!("{}.include", rule.name), &rule.include)?,
-                        strip: optional("strip", &rule.strip)?,
-                        keep: optional("keep", &rule.keep)?,
-                        exclude: optional("exclude", &rule.exclude)?,
-                    })
-                };
+                let names: Vec<String> = structures.iter().map(|rule| rule.name.clone()).collect();
                 Ok(Structures::Rules(Rules {
-                    split: compile("split", &split)?,
-                    window_header: compile("window_header", &window_header)?,
-                    carry: compile("carry", &carry)?,
-                    structures: structures.iter().map(rule).collect::<Result<_>>()?,
+                    split: compile(source, "split", &split)?,
+                    window_header: compile(source, "window_header", &window_header)?,
+                    carry: compile(source, "carry", &carry)?,
+                    structures: structures.into_iter().map(|rule| rule.compile(source, &names)).collect::<Result<_>>()?,
                 }))
             }
         }
@@ -128,20 +125,69 @@ impl Structures {
             Structures::Reference(rules) => rules.assign(report),
         }
     }
+
+    /// A report's sentences in their order, each with its structures.
+    pub fn labelled(&self, report: &str) -> Vec<(String, Vec<usize>)> {
+        match self {
+            Structures::Rules(rules) => {
+                let sentences = rules.sentences(report);
+                let labels = rules.label(&sentences);
+                sentences.into_iter().zip(labels).collect()
+            }
+            Structures::Reference(rules) => rules.labelled(report),
+        }
+    }
+}
+
+fn compile(source: &str, field: &str, pattern: &str) -> Result<Regex> {
+    let built = RegexBuilder::new(pattern).case_insensitive(true).size_limit(1 << 26).build();
+    built.map_err(|e| Error::field(source, field.to_string(), format!("not a regular expression: {e}")))
+}
+
+impl Rule {
+    fn compile(self, source: &str, names: &[String]) -> Result<Compiled> {
+        let name = self.name;
+        let field = |field: &str| format!("{name}.{field}");
+        let optional = |which: &str, pattern: Option<String>| pattern.map(|pattern| compile(source, &field(which), &pattern)).transpose();
+        let index = |other: &String| {
+            let found = names.iter().position(|name| name == other);
+            found.ok_or_else(|| Error::field(source, field("yields.to"), format!("{other} is not a structure of the file")))
+        };
+        let yields = self.yields.iter().map(|words| {
+            let to = words.to.iter().map(index).collect::<Result<_>>()?;
+            Ok((compile(source, &field("yields.words"), &words.words)?, to))
+        });
+        Ok(Compiled {
+            include: compile(source, &field("include"), &self.include)?,
+            strip: optional("strip", self.strip)?,
+            keep: optional("keep", self.keep)?,
+            exclude: optional("exclude", self.exclude)?,
+            yields: yields.collect::<Result<_>>()?,
+            name: name.clone(),
+        })
+    }
 }
 
 impl Rules {
-    /// A report's sentences, marks kept.
+    /// A report's sentences, marks kept: joined by blanks they are the report again.
     pub fn sentences(&self, report: &str) -> Vec<String> {
         let flat = report.split_whitespace().collect::<Vec<_>>().join(" ");
-        let (mut sentences, mut start) = (Vec::new(), 0);
-        for found in self.split.captures_iter(&flat) {
+        let (mut sentences, mut start) = (Vec::<String>::new(), 0);
+        let ends = self.split.captures_iter(&flat).map(|found| {
             let mark = found.get(1).map_or(0, |mark| mark.end());
-            sentences.push(flat[start..mark].trim().to_string());
-            start = found.get(0).map_or(mark, |whole| whole.end());
+            (mark, found.get(0).map_or(mark, |whole| whole.end()))
+        });
+        for (mark, next) in ends.chain([(flat.len(), flat.len())]) {
+            let piece = flat[start..mark].trim();
+            start = next;
+            // Marks alone (a closing quote) belong to the sentence before, at the beginning to the one behind.
+            let bare = |text: &str| !text.chars().any(char::is_alphanumeric);
+            match sentences.last_mut() {
+                _ if piece.is_empty() => {}
+                Some(last) if bare(piece) || bare(last) => last.extend([" ", piece]),
+                _ => sentences.push(piece.to_string()),
+            }
         }
-        sentences.push(flat[start..].trim().to_string());
-        sentences.retain(|sentence| sentence.chars().any(char::is_alphanumeric));
         sentences
     }
 
@@ -150,14 +196,35 @@ impl Rules {
         let mut labels: Vec<Vec<usize>> = Vec::new();
         for sentence in sentences {
             let body = self.window_header.replace(sentence, "");
-            let body = if body.trim().is_empty() { sentence.as_str() } else { body.as_ref() };
-            let mut own: Vec<usize> = (0..self.structures.len()).filter(|&index| self.structures[index].matches(body)).collect();
-            if own.is_empty() && self.carry.is_match(body) {
+            let mut own = self.named(&body);
+            if own.is_empty() && self.carry.is_match(&body) {
                 own = labels.last().cloned().unwrap_or_default();
+            }
+            // What stands under the lung window and names nothing else speaks of the lung.
+            if own.is_empty() {
+                own = self.named(sentence);
             }
             labels.push(own);
         }
         labels
+    }
+
+    /// The structures that a sentence names: those that yield to others give way, unless none would be left.
+    fn named(&self, sentence: &str) -> Vec<usize> {
+        let texts: Vec<Option<Cow<str>>> = self.structures.iter().map(|structure| structure.read(sentence)).collect();
+        let candidates: Vec<usize> = (0..texts.len()).filter(|&index| texts[index].is_some()).collect();
+        if candidates.len() < 2 {
+            return candidates;
+        }
+        let stays = |&index: &usize| {
+            let structure = &self.structures[index];
+            let yields = structure.yields.iter().filter(|(_, to)| to.iter().any(|&to| to != index && texts[to].is_some()));
+            let text = texts[index].clone().unwrap_or_default();
+            let text = yields.fold(text, |text, (words, _)| Cow::Owned(words.replace_all(&text, " ").into_owned()));
+            structure.matches(sentence, &text)
+        };
+        let named: Vec<usize> = candidates.iter().copied().filter(stays).collect();
+        if named.is_empty() { candidates } else { named }
     }
 
     fn assign(&self, report: &str) -> Assignment {
@@ -181,12 +248,17 @@ impl Rules {
 }
 
 impl Compiled {
-    fn matches(&self, sentence: &str) -> bool {
+    /// The sentence without what is not the structure's, where it still names the structure.
+    fn read<'t>(&self, sentence: &'t str) -> Option<Cow<'t, str>> {
         if self.exclude.as_ref().is_some_and(|exclude| exclude.is_match(sentence)) {
-            return false;
+            return None;
         }
-        let stripped = self.strip.as_ref().map_or(sentence.into(), |strip| strip.replace_all(sentence, " "));
-        self.include.is_match(&stripped) || self.keep.as_ref().is_some_and(|keep| keep.is_match(sentence))
+        let text = self.strip.as_ref().map_or(sentence.into(), |strip| strip.replace_all(sentence, " "));
+        self.matches(sentence, &text).then_some(text)
+    }
+
+    fn matches(&self, sentence: &str, text: &str) -> bool {
+        self.include.is_match(text) || self.keep.as_ref().is_some_and(|keep| keep.is_match(sentence))
     }
 }
 
@@ -214,9 +286,37 @@ mod tests {
     }
 
     #[test]
+    fn words_of_any_organ_yield_to_the_organ_that_is_named() {
+        let Structures::Rules(rules) = Structures::load("ours").unwrap() else { panic!("our rules are rules") };
+        let names = |sentence: &str| -> Vec<&str> {
+            rules.label(&[sentence.to_string()])[0].iter().map(|&index| rules.structures[index].name.as_str()).collect()
+        };
+        assert_eq!(names("A nodule is seen on the left."), ["lung"]);
+        assert_eq!(names("A nodule is seen in the left lobe of the thyroid."), ["thyroid"]);
+        assert_eq!(names("A nodule in the left kidney and one in the left lung are seen."), ["lung", "abdomen"]);
+        assert_eq!(names("Fluid, an effusion of 2 cm, lies in the pleural space of the right lung."), ["pleura"]);
+        assert_eq!(names("A pleural effusion with atelectasis of the lung beside it is seen."), ["lung", "pleura"]);
+        assert_eq!(names("An effusion of 5 mm surrounds the heart."), ["heart"]);
+        assert_eq!(names("Enlarged lymph nodes are seen in the upper abdomen."), ["abdomen"]);
+        assert_eq!(names("In the lung parenchyma window nothing else is seen."), ["lung"]);
+    }
+
+    #[test]
+    fn marks_between_sentences_are_kept() {
+        let Structures::Rules(rules) = Structures::load("ours").unwrap() else { panic!("our rules are rules") };
+        assert_eq!(
+            rules.sentences("\" . The lungs are clear. \" \" Normal chest.  ."),
+            ["\" . The lungs are clear.", "\" \" Normal chest. ."]
+        );
+    }
+
+    #[test]
     fn a_bad_rule_names_file_and_field() {
         let text = "kind: rules\nversion: 1\nsplit: '[.]'\nwindow_header: x\ncarry: x\nstructures:\n  - {name: lung, include: '('}\n";
         let message = Structures::parse("mine.yaml", text).unwrap_err().to_string();
         assert!(message.starts_with("mine.yaml: lung.include: not a regular expression"), "{message}");
+        let text = text.replace("'('", "lung, yields: [{words: lobe, to: [livver]}]");
+        let message = Structures::parse("mine.yaml", &text).unwrap_err().to_string();
+        assert!(message.starts_with("mine.yaml: lung.yields.to: livver is not a structure"), "{message}");
     }
 }
