@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::config::{Config, TrainingConfig};
 use crate::data::{Cache, CachedStudy, Split};
 use crate::decoder::{Network, ReportDecoder, TargetReport, token_statistics, weigh_rare_tokens};
-use crate::generate::{Assembled, DecoderKind, assemble_bert, assemble_llama, decoder_file, llama_base, read_tokens};
+use crate::generate::{Assembled, DecoderKind, assemble_bert, assemble_llama, decoder_file, llama_base, read_tokens, run_adapter};
 use crate::weights::{self, Params};
 use crate::{Error, Result};
 
@@ -68,7 +68,7 @@ pub fn train_report_for(
     let looped = Loop { stop_after, ..Loop::new(config, stage.training, &folder, resume)? };
     let steps = looped.run(&mut stage, &mut optimizer)?;
     if steps == stage.training.steps {
-        stage.save(&params, &folder)?;
+        stage.save(&params)?;
     }
     Ok(ReportOutcome { steps, studies: [stage.studies.len(), stage.watched.len()], cut })
 }
@@ -153,17 +153,18 @@ impl<'a> ReportStage<'a> {
         Ok(Tensor::stack(&tokens, 0)?)
     }
 
-    /// Writes the finished decoder: LLaMA's adapter in PEFT's format and its projector, or BERT whole.
-    fn save(&self, params: &Params, folder: &RunFolder) -> Result<()> {
+    /// Writes the finished decoder: LLaMA's adapter in PEFT's format with the projector beside it, or BERT whole.
+    fn save(&self, params: &Params) -> Result<()> {
         let mut tensors = params.tensors();
         if let Some(projector) = self.decoder.projector() {
             tensors.extend(projector.statistics().into_iter().map(|(name, tensor)| (format!("projector.{name}"), tensor)));
         }
         if let Network::Llama { model, .. } = self.decoder.network() {
             let base = llama_base(self.config, self.run);
-            model.save_adapter(&folder.path("adapter"), &self.config.llama.lora, &base.display().to_string())?;
+            model.save_adapter(&run_adapter(self.run), &self.config.llama.lora, &base.display().to_string())?;
         }
-        weights::save(&decoder_file(self.run, self.kind), &tensors, &HashMap::new())
+        let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+        weights::save(&decoder_file(self.run, self.kind), &tensors, &metadata)
     }
 }
 
