@@ -1,19 +1,35 @@
 //! The adapter itself, and a frozen module that carries one.
 
-use candle_core::{DType, Device, Module, Result, Tensor, Var};
+use std::sync::OnceLock;
+
+use candle_core::{DType, Module, Result, Tensor, Var};
 use ctscribe_ops as ops;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::LoraConfig;
+use crate::dora::row_norms;
 
-/// A and B of one module.
+/// The tensors of one module's adapter.
+#[derive(Debug, Clone)]
+pub struct AdapterTensors {
+    /// A (r, in).
+    pub a: Tensor,
+    /// B (out, r).
+    pub b: Tensor,
+    /// DoRA's magnitude (out).
+    pub magnitude: Option<Tensor>,
+}
+
+/// The adapter of one module.
 #[derive(Debug, Clone)]
 pub struct Adapter {
     /// (r, in).
     pub a: Var,
     /// (out, r).
     pub b: Var,
+    /// DoRA: the learned length of each row of the adapted weight (out).
+    pub magnitude: Option<Var>,
     /// What B A x is multiplied by.
     pub scale: f64,
     /// Dropout on x in training.
@@ -21,27 +37,42 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// A fresh adapter: A uniform within 1 / sqrt(in) (PEFT's Kaiming-uniform with a = sqrt 5), B zero, so that nothing changes at first.
-    pub fn fresh(inputs: usize, outputs: usize, config: &LoraConfig, seed: u64, device: &Device) -> Result<Self> {
+    /// A fresh adapter of the module at `path` with `weight` (out, in): A uniform within 1 / sqrt(in) (PEFT's Kaiming-uniform with a = sqrt 5),
+    /// B zero, the magnitude the lengths of the weight's rows, so that nothing changes at first.
+    pub fn fresh(weight: &Tensor, path: &str, config: &LoraConfig, seed: u64) -> Result<Self> {
+        let ((outputs, inputs), device) = (weight.dims2()?, weight.device());
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let bound = 1.0 / (inputs as f32).sqrt();
-        let values: Vec<f32> = (0..config.r * inputs).map(|_| rng.random_range(-bound..=bound)).collect();
-        let a = Tensor::from_vec(values, (config.r, inputs), device)?;
-        Adapter::new(a, Tensor::zeros((outputs, config.r), DType::F32, device)?, config)
+        let (rank, bound) = (config.rank(path), 1.0 / (inputs as f32).sqrt());
+        let values: Vec<f32> = (0..rank * inputs).map(|_| rng.random_range(-bound..=bound)).collect();
+        let a = Tensor::from_vec(values, (rank, inputs), device)?;
+        let b = Tensor::zeros((outputs, rank), DType::F32, device)?;
+        let magnitude = if config.dora { Some(row_norms(weight, &b.matmul(&a)?)?) } else { None };
+        Adapter::new(&AdapterTensors { a, b, magnitude }, path, config)
     }
 
-    /// An adapter of given A (r, in) and B (out, r).
-    pub fn new(a: Tensor, b: Tensor, config: &LoraConfig) -> Result<Self> {
-        Ok(Adapter { a: Var::from_tensor(&a)?, b: Var::from_tensor(&b)?, scale: config.scale(), dropout: config.dropout })
+    /// An adapter of given tensors for the module at `path`.
+    pub fn new(tensors: &AdapterTensors, path: &str, config: &LoraConfig) -> Result<Self> {
+        let magnitude = tensors.magnitude.as_ref().map(Var::from_tensor).transpose()?;
+        let (a, b) = (Var::from_tensor(&tensors.a)?, Var::from_tensor(&tensors.b)?);
+        Ok(Adapter { a, b, magnitude, scale: config.scale(path), dropout: config.dropout })
     }
 
-    /// scale B A x with gradients. x: (..., in) -> (..., out). `dropout`: the generator of a training step.
-    pub fn delta(&self, x: &Tensor, dropout: Option<&mut ChaCha8Rng>) -> Result<Tensor> {
-        let dropped = match dropout {
-            Some(rng) => ops::dropout(x, self.dropout, rng)?,
-            None => x.clone(),
-        };
-        self.product(&dropped, self.a.as_tensor(), self.b.as_tensor())
+    /// The tensors as they stand.
+    pub fn tensors(&self) -> AdapterTensors {
+        let magnitude = self.magnitude.as_ref().map(|magnitude| magnitude.as_detached_tensor());
+        AdapterTensors { a: self.a.as_detached_tensor(), b: self.b.as_detached_tensor(), magnitude }
+    }
+
+    /// The trained tensors, by the names that PEFT's parameters have within the module.
+    pub fn vars(&self) -> Vec<(&'static str, Var)> {
+        let mut vars = vec![("lora_A.weight", self.a.clone()), ("lora_B.weight", self.b.clone())];
+        vars.extend(self.magnitude.iter().map(|magnitude| ("lora_magnitude_vector.weight", magnitude.clone())));
+        vars
+    }
+
+    /// scale B A x with gradients. x: (..., in) -> (..., out).
+    pub fn delta(&self, x: &Tensor) -> Result<Tensor> {
+        self.product(x, self.a.as_tensor(), self.b.as_tensor())
     }
 
     /// scale B A x without gradients. x: (..., in) -> (..., out).
@@ -49,9 +80,27 @@ impl Adapter {
         self.product(x, &self.a.as_detached_tensor(), &self.b.as_detached_tensor())
     }
 
-    /// scale B A: what merging adds to the base's weight (out, in).
+    /// scale B A (out, in).
     pub fn weight_delta(&self) -> Result<Tensor> {
         self.b.as_detached_tensor().matmul(&self.a.as_detached_tensor())? * self.scale
+    }
+
+    /// The weight (out, in) that does alone what `weight` and the adapter do together.
+    pub fn merged(&self, weight: &Tensor) -> Result<Tensor> {
+        let delta = self.weight_delta()?;
+        let adapted = (weight.detach() + &delta)?;
+        match &self.magnitude {
+            Some(magnitude) => {
+                let factor = (magnitude.as_detached_tensor() / row_norms(weight, &delta)?)?;
+                adapted.broadcast_mul(&factor.unsqueeze(1)?)
+            }
+            None => Ok(adapted),
+        }
+    }
+
+    /// DoRA's magnitude over the lengths of the adapted weight's rows (out); the gradient goes to the magnitude alone.
+    fn factor(&self, magnitude: &Tensor, weight: &Tensor) -> Result<Tensor> {
+        magnitude / row_norms(weight, &self.weight_delta()?)?
     }
 
     // the scale goes to the thin product: r columns, not `out`
@@ -59,6 +108,15 @@ impl Adapter {
         ops::linear(&(ops::linear(x, a, None)? * self.scale)?, b, None)
     }
 }
+
+/// A frozen linear module without a bias: x -> W x.
+pub trait BaseLinear: Module {
+    /// W (out, in).
+    fn weight(&self) -> &Tensor;
+}
+
+/// What DoRA needs of an adapter again and again while it does not change: filled at the first use.
+pub type FixedFactor = OnceLock<Tensor>;
 
 /// A frozen module that may carry an adapter.
 #[derive(Debug, Clone)]
@@ -69,74 +127,151 @@ pub struct Adapted<M> {
     pub adapter: Option<Adapter>,
 }
 
-impl<M: Module> Adapted<M> {
+impl<M: BaseLinear> Adapted<M> {
     /// A module without an adapter.
     pub fn plain(base: M) -> Self {
         Adapted { base, adapter: None }
     }
 
-    /// base(x) + the adapter's delta, with gradients.
+    /// x: (..., in) -> (..., out), with gradients. `dropout`: the generator of a training step.
     pub fn forward(&self, x: &Tensor, dropout: Option<&mut ChaCha8Rng>) -> Result<Tensor> {
         let y = self.base.forward(x)?;
-        match &self.adapter {
-            Some(adapter) => y + adapter.delta(x, dropout)?,
-            None => Ok(y),
+        let Some(adapter) = &self.adapter else { return Ok(y) };
+        let dropped = match dropout {
+            Some(rng) if adapter.dropout > 0.0 => Some(ops::dropout(x, adapter.dropout, rng)?),
+            _ => None,
+        };
+        let delta = adapter.delta(dropped.as_ref().unwrap_or(x))?;
+        let Some(magnitude) = &adapter.magnitude else { return y + delta };
+        let factor = adapter.factor(magnitude.as_tensor(), self.base.weight())?;
+        match dropped {
+            // as PEFT: the dropout is on all that the adapter adds, the base's share of it included
+            Some(dropped) => {
+                let own = self.base.forward(&dropped)?.broadcast_mul(&(&factor - 1.0)?)?;
+                (y + own)? + delta.broadcast_mul(&factor)?
+            }
+            None => (y + delta)?.broadcast_mul(&factor),
         }
     }
 
-    /// The same without gradients to the adapter.
-    pub fn forward_detached(&self, x: &Tensor) -> Result<Tensor> {
+    /// The same without gradients to the adapter, which does not change while `fixed` is in use.
+    pub fn forward_detached(&self, x: &Tensor, fixed: &FixedFactor) -> Result<Tensor> {
         let y = self.base.forward(x)?;
-        match &self.adapter {
-            Some(adapter) => y + adapter.delta_detached(x)?,
-            None => Ok(y),
+        let Some(adapter) = &self.adapter else { return Ok(y) };
+        let sum = (y + adapter.delta_detached(x)?)?;
+        let Some(magnitude) = &adapter.magnitude else { return Ok(sum) };
+        if fixed.get().is_none() {
+            // the lengths cost r times a token's own product
+            let factor = adapter.factor(&magnitude.as_detached_tensor(), self.base.weight())?;
+            fixed.get_or_init(|| factor);
         }
+        sum.broadcast_mul(fixed.get().expect("filled above"))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Targets;
+    use candle_core::Device;
 
-    struct Double;
-    impl Module for Double {
+    const PATH: &str = "layers.0.q_proj";
+
+    struct Base(Tensor);
+    impl Module for Base {
         fn forward(&self, x: &Tensor) -> Result<Tensor> {
-            x * 2.0
+            ops::frozen_linear(x, &self.0, None)
+        }
+    }
+    impl BaseLinear for Base {
+        fn weight(&self) -> &Tensor {
+            &self.0
         }
     }
 
-    fn config() -> LoraConfig {
-        LoraConfig { r: 1, alpha: 2.0, dropout: 0.0, target_modules: vec!["q_proj".into()], rslora: false }
+    fn config(dora: bool) -> LoraConfig {
+        LoraConfig { dora, ..LoraConfig::plain(1, 2.0, Targets::Names(vec!["q_proj".into()])) }
+    }
+
+    /// (2, 2), rows of lengths 5 and 13.
+    fn weight() -> Tensor {
+        Tensor::new(&[[3.0f32, 4.0], [5.0, 12.0]], &Device::Cpu).unwrap()
+    }
+
+    fn x() -> Tensor {
+        Tensor::new(&[[1.0f32, -3.0]], &Device::Cpu).unwrap()
+    }
+
+    fn trained(dora: bool) -> Adapter {
+        let a = Tensor::new(&[[1.0f32, 2.0]], &Device::Cpu).unwrap();
+        let b = Tensor::new(&[[3.0f32], [4.0]], &Device::Cpu).unwrap();
+        let magnitude = dora.then(|| Tensor::new(&[2.0f32, 3.0], &Device::Cpu).unwrap());
+        Adapter::new(&AdapterTensors { a, b, magnitude }, PATH, &config(dora)).unwrap()
+    }
+
+    fn rows(tensor: &Tensor) -> Vec<Vec<f32>> {
+        tensor.to_vec2().unwrap()
     }
 
     #[test]
     fn a_new_adapter_equals_its_base_when_the_scale_is_two() {
-        let x = Tensor::new(&[[1.0f32, -3.0]], &Device::Cpu).unwrap();
-        let adapted = Adapted { base: Double, adapter: Some(Adapter::fresh(2, 2, &config(), 1, &Device::Cpu).unwrap()) };
-        assert_eq!(adapted.forward(&x, None).unwrap().to_vec2::<f32>().unwrap(), [[2.0, -6.0]]);
+        for dora in [false, true] {
+            let adapter = Adapter::fresh(&weight(), PATH, &config(dora), 1).unwrap();
+            let adapted = Adapted { base: Base(weight()), adapter: Some(adapter) };
+            assert_eq!(rows(&adapted.forward(&x(), None).unwrap()), [[-9.0, -31.0]]);
+            assert_eq!(rows(&adapted.forward_detached(&x(), &FixedFactor::new()).unwrap()), [[-9.0, -31.0]]);
+        }
     }
 
     #[test]
     fn a_trained_adapter_adds_scale_b_a_x_and_merging_adds_the_same() {
-        let a = Tensor::new(&[[1.0f32, 2.0]], &Device::Cpu).unwrap();
-        let b = Tensor::new(&[[3.0f32], [4.0]], &Device::Cpu).unwrap();
-        let adapter = Adapter::new(a, b, &config()).unwrap();
-        let x = Tensor::new(&[[1.0f32, -3.0]], &Device::Cpu).unwrap();
+        let adapter = trained(false);
         // A x = -5; B A x = (-15, -20); scale 2
-        assert_eq!(adapter.delta(&x, None).unwrap().to_vec2::<f32>().unwrap(), [[-30.0, -40.0]]);
-        let merged = x.matmul(&adapter.weight_delta().unwrap().t().unwrap()).unwrap();
-        assert_eq!(merged.to_vec2::<f32>().unwrap(), [[-30.0, -40.0]]);
+        assert_eq!(rows(&adapter.delta(&x()).unwrap()), [[-30.0, -40.0]]);
+        assert_eq!(rows(&x().matmul(&adapter.merged(&weight()).unwrap().t().unwrap()).unwrap()), [[-39.0, -71.0]]);
     }
 
     #[test]
-    fn targets_are_the_last_part_of_a_path() {
-        assert!(config().targets("model.layers.0.self_attn.q_proj"));
-        assert!(!config().targets("model.layers.0.self_attn.xq_proj") && !config().targets("model.q_proj.layers"));
+    fn dora_gives_every_row_of_the_adapted_weight_its_magnitude_and_merging_the_same() {
+        let adapted = Adapted { base: Base(weight()), adapter: Some(trained(true)) };
+        // W + 2 B A = ((9, 16), (13, 28)); times x: (-39, -71); rows scaled to lengths 2 and 3
+        let expected = [-39.0 * 2.0 / (81.0f32 + 256.0).sqrt(), -71.0 * 3.0 / (169.0f32 + 784.0).sqrt()];
+        let merged = x().matmul(&adapted.adapter.as_ref().unwrap().merged(&weight()).unwrap().t().unwrap()).unwrap();
+        let found = [adapted.forward(&x(), None).unwrap(), adapted.forward_detached(&x(), &FixedFactor::new()).unwrap(), merged];
+        for found in found {
+            let found = rows(&found);
+            assert!((found[0][0] - expected[0]).abs() < 1e-5 && (found[0][1] - expected[1]).abs() < 1e-5, "{found:?} {expected:?}");
+        }
     }
 
     #[test]
-    fn rank_stabilised_scale_divides_by_the_root_of_the_rank() {
-        let config = LoraConfig { r: 16, alpha: 32.0, rslora: true, ..config() };
-        assert_eq!(config.scale(), 8.0);
+    fn the_magnitude_learns_at_the_first_step_and_the_base_never() {
+        let weight = Var::from_tensor(&weight()).unwrap();
+        let adapter = Adapter::fresh(&weight, PATH, &config(true), 1).unwrap();
+        let adapted = Adapted { base: Base(weight.as_tensor().clone()), adapter: Some(adapter) };
+        let store = adapted.forward(&x(), None).unwrap().sum_all().unwrap().backward().unwrap();
+        let adapter = adapted.adapter.as_ref().unwrap();
+        // d y_i / d m_i = (W x)_i / |W_i|
+        let gradient: Vec<f32> = store.get(adapter.magnitude.as_ref().unwrap()).unwrap().to_vec1().unwrap();
+        assert_eq!(gradient, [-9.0 / 5.0, -31.0 / 13.0]);
+        assert!(store.get(&weight).is_none(), "the base is frozen");
+    }
+
+    #[test]
+    fn doras_dropout_is_on_all_that_the_adapter_adds() {
+        let config = LoraConfig { dropout: 0.5, ..config(true) };
+        let adapter = Adapter { dropout: config.dropout, ..trained(true) };
+        let norms: Vec<f32> = row_norms(&weight(), &adapter.weight_delta().unwrap()).unwrap().to_vec1().unwrap();
+        let adapted = Adapted { base: Base(weight()), adapter: Some(adapter) };
+        for seed in 0..8 {
+            let dropped = rows(&ops::dropout(&x(), 0.5, &mut ChaCha8Rng::seed_from_u64(seed)).unwrap())[0].clone();
+            let found = rows(&adapted.forward(&x(), Some(&mut ChaCha8Rng::seed_from_u64(seed))).unwrap())[0].clone();
+            for (row, (w, b)) in [([3.0, 4.0], 3.0), ([5.0, 12.0], 4.0)].into_iter().enumerate() {
+                let (factor, own) = ([2.0, 3.0][row] / norms[row], w[0] * dropped[0] + w[1] * dropped[1]);
+                let delta = 2.0 * b * (dropped[0] + 2.0 * dropped[1]);
+                let expected = [-9.0, -31.0][row] + (factor - 1.0) * own + factor * delta;
+                assert!((found[row] - expected).abs() < 1e-5, "{found:?} {expected}");
+            }
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! What does not fit together, listed at once.
 
+use crate::decoder::PROJECTOR;
 use crate::structure::QueriesConfig;
 use crate::text::Structures;
 
@@ -63,8 +64,10 @@ impl Config {
                 faults.push(format!("{key}: {weight} is below 1"));
             }
         }
-        if self.llama.lora.r == 0 || !(0.0..1.0).contains(&self.llama.lora.dropout) {
-            faults.push("llama.lora: r must be at least 1 and dropout in [0, 1)".to_string());
+        faults.extend(self.llama.lora.faults("llama.lora"));
+        if self.llama.lora.modules_to_save != [PROJECTOR] {
+            let found = &self.llama.lora.modules_to_save;
+            faults.push(format!("llama.lora.modules_to_save: [{PROJECTOR}] is what is trained beside the adapter, found {found:?}"));
         }
         if let Some(language) = &self.language {
             faults.extend(language.model.faults("language.model"));

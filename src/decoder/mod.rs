@@ -10,7 +10,7 @@ mod report;
 mod search;
 mod step;
 
-pub use llama::{KvCache, Llama, LlamaConfig, LlamaPrompt};
+pub use llama::{Fit, KvCache, Llama, LlamaConfig, LlamaPrompt, PROJECTOR, open_adapter};
 pub use projector::{Projector, ProjectorConfig, ProjectorKind, token_statistics};
 pub use report::{Network, ReportDecoder, TargetReport, weigh_rare_tokens};
 pub use search::{GenerationConfig, Strategy, generate};

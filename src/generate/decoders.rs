@@ -6,7 +6,7 @@ use candle_core::Device;
 
 use crate::config::Config;
 use crate::decoder::bert::{BertDecoder, BertDecoderConfig};
-use crate::decoder::{Llama, LlamaConfig, Projector, ReportDecoder};
+use crate::decoder::{Llama, LlamaConfig, PROJECTOR, Projector, ReportDecoder, open_adapter};
 use crate::text::{PromptText, Tokenizer};
 use crate::weights::{self, Params};
 use crate::{Error, Result};
@@ -104,32 +104,64 @@ fn visual(config: &Config) -> (usize, usize) {
     (config.structure.visual_tokens(), config.structure.queries.width())
 }
 
-/// The file of a finished decoder's own tensors inside its run folder.
-pub fn decoder_file(run: &Path, kind: DecoderKind) -> PathBuf {
-    run.join(kind.name()).join(match kind {
-        DecoderKind::Llama => "projector.safetensors",
-        DecoderKind::Bert => "model.safetensors",
-    })
+/// The projector's file in an adapter's folder. It lies beside PEFT's own file, not in it: PEFT 0.13.2 passes over tensors whose module the base
+/// lacks without a word and leaves them out of what it saves.
+pub const PROJECTOR_FILE: &str = "projector.safetensors";
+
+/// The folder of LLaMA's adapter in a run.
+pub fn run_adapter(run: &Path) -> PathBuf {
+    run.join(DecoderKind::Llama.name()).join("adapter")
 }
 
-/// A run's finished decoder, frozen; LLaMA with `adapter` (by default the run's own).
+/// The file that holds a finished decoder's tensors inside its run: BERT whole, LLaMA's projector.
+pub fn decoder_file(run: &Path, kind: DecoderKind) -> PathBuf {
+    match kind {
+        DecoderKind::Llama => run_adapter(run).join(PROJECTOR_FILE),
+        DecoderKind::Bert => run.join(kind.name()).join("model.safetensors"),
+    }
+}
+
+/// The files that a decoder is read from; LLaMA's from `adapter` (by default the run's own).
+pub fn decoder_files(run: &Path, kind: DecoderKind, adapter: Option<&Path>) -> Result<Vec<PathBuf>> {
+    let own = decoder_file(run, kind);
+    if kind == DecoderKind::Bert {
+        return Ok(vec![own]);
+    }
+    let adapter = adapter.map_or_else(|| run_adapter(run), Path::to_path_buf);
+    Ok(vec![projector_of(&adapter)?.unwrap_or(own), adapter.join(ctscribe_lora::TENSOR_FILE)])
+}
+
+/// The projector that travels in an adapter's folder; none in one that was made elsewhere, on a projector that it left alone.
+fn projector_of(adapter: &Path) -> Result<Option<PathBuf>> {
+    let path = adapter.join(PROJECTOR_FILE);
+    if path.is_file() {
+        return Ok(Some(path));
+    }
+    let config = adapter.join(ctscribe_lora::CONFIG_FILE);
+    if config.is_file() && open_adapter(adapter)?.config.modules_to_save.iter().any(|name| name == PROJECTOR) {
+        return Err(Error::file(&path, "no such file, but adapter_config.json names it in modules_to_save"));
+    }
+    Ok(None)
+}
+
+/// A run's finished decoder, frozen; LLaMA with the adapter and the projector in `adapter` (by default the run's own).
 pub fn open_decoder(config: &Config, run: &Path, kind: DecoderKind, adapter: Option<&Path>) -> Result<ReportDecoder> {
-    let path = decoder_file(run, kind);
-    if !path.is_file() {
+    let files = decoder_files(run, kind, adapter)?;
+    if let Some(path) = files.iter().find(|path| !path.is_file()) {
         let name = kind.name();
         return Err(Error::file(
-            &path,
+            path,
             format!("no such file: the {name} decoder has not been trained to its end (see `ctscribe train report --decoder {name}`)"),
         ));
     }
-    let params = Params::loaded(path.display().to_string(), weights::open(&path)?, &Device::Cpu).frozen();
+    let params = Params::loaded(files[0].display().to_string(), weights::open(&files[0])?, &Device::Cpu).frozen();
     let mut assembled = match kind {
         DecoderKind::Llama => assemble_llama(config, run, params)?,
         DecoderKind::Bert => assemble_bert(config, run, params)?,
     };
     assembled.params.finish()?;
     if let crate::decoder::Network::Llama { model, .. } = assembled.decoder.network_mut() {
-        model.load_adapter(adapter.unwrap_or(&run.join("llama/adapter")))?;
+        model.load_adapter(adapter.unwrap_or(&run_adapter(run)))?;
     }
     Ok(assembled.decoder)
 }

@@ -1,5 +1,6 @@
 //! One scan in, one report with its evidence out.
 
+mod adapters;
 mod decoders;
 mod observations;
 mod observe;
@@ -8,7 +9,11 @@ mod reporter;
 mod split;
 mod text_features;
 
-pub use decoders::{Assembled, DecoderKind, assemble_bert, assemble_llama, decoder_file, llama_base, open_decoder, open_llama};
+pub use adapters::{MergeOutcome, adapter_logits, export_adapter, import_adapter, merge_adapter, verify_adapter};
+pub use decoders::{
+    Assembled, DecoderKind, PROJECTOR_FILE, assemble_bert, assemble_llama, decoder_file, decoder_files, llama_base, open_decoder,
+    open_llama, run_adapter,
+};
 pub use observations::{Observed, folder as observations_folder, read_tokens};
 pub use observe::{ObserveReport, observe, observe_volume};
 pub use observer::{MODEL, Observer};

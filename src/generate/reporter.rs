@@ -14,7 +14,7 @@ use crate::volume::{self, Geometry, HuVerdict, SpacingSource, apply_policy, look
 use crate::weights;
 use crate::{Error, Result};
 
-use super::decoders::{DecoderKind, decoder_file, open_decoder};
+use super::decoders::{DecoderKind, decoder_files, open_decoder};
 use super::observations::Observed;
 use super::observe::observe_volume;
 use super::observer::{MODEL, Observer};
@@ -114,7 +114,8 @@ impl Reporter {
         let hash = |path: PathBuf| -> Result<(String, String)> {
             Ok((path.strip_prefix(run).unwrap_or(&path).display().to_string(), weights::sha256(&path)?))
         };
-        let models = vec![hash(run.join(MODEL))?, hash(decoder_file(run, kind))?];
+        let files = std::iter::once(run.join(MODEL)).chain(decoder_files(run, kind, adapter)?);
+        let models = files.map(hash).collect::<Result<_>>()?;
         Ok(Reporter {
             generation: generation.unwrap_or_else(|| kind.generation(&config).clone()),
             structures: Structures::load(&config.text.structures)?,

@@ -10,7 +10,7 @@ use crate::config::{Config, TrainingConfig};
 use crate::data::{Cache, CachedStudy, Split};
 use crate::decoder::{GenerationConfig, Network, ReportDecoder, Strategy, TargetReport, token_statistics, weigh_rare_tokens};
 use crate::evaluate::{Pair, rare_findings};
-use crate::generate::{Assembled, DecoderKind, Visual, assemble_bert, assemble_llama, decoder_file, read_tokens, write_split};
+use crate::generate::{Assembled, DecoderKind, Visual, assemble_bert, assemble_llama, decoder_file, read_tokens, run_adapter, write_split};
 use crate::text::label_report;
 use crate::weights::{self, Params};
 use crate::{Error, Result};
@@ -74,7 +74,7 @@ pub fn train_report_for(
     let looped = Loop { stop_after, ..Loop::new(config, stage.training, &folder, resume)? };
     let ended = looped.run(&mut stage, &mut optimizer)?;
     if ended.finished {
-        stage.save(&params, &folder)?;
+        stage.save(&params)?;
     }
     Ok(ReportOutcome { ended, studies: [stage.studies.len(), stage.watched.len()], cut })
 }
@@ -175,8 +175,8 @@ impl<'a> ReportStage<'a> {
         Ok(studies.into_iter().zip(texts).map(pair).collect())
     }
 
-    /// Writes the finished decoder: LLaMA's adapter in PEFT's format and its projector, or BERT whole.
-    fn save(&self, params: &Params, folder: &RunFolder) -> Result<()> {
+    /// Writes the finished decoder: LLaMA's adapter in PEFT's format with the projector beside it, or BERT whole.
+    fn save(&self, params: &Params) -> Result<()> {
         let mut tensors = params.tensors();
         if let Some(projector) = self.decoder.projector() {
             tensors.extend(projector.statistics().into_iter().map(|(name, tensor)| (format!("projector.{name}"), tensor)));
@@ -184,9 +184,10 @@ impl<'a> ReportStage<'a> {
         if let Network::Llama { model, .. } = self.decoder.network() {
             // the run's own base is named from the adapter's folder, so that a run can be moved
             let base = self.config.llama.base.as_ref().map_or("../../language".to_string(), |base| base.display().to_string());
-            model.save_adapter(&folder.path("adapter"), &self.config.llama.lora, &base)?;
+            model.save_adapter(&run_adapter(self.run), &self.config.llama.lora, &base)?;
         }
-        weights::save(&decoder_file(self.run, self.kind), &tensors, &HashMap::new())
+        let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+        weights::save(&decoder_file(self.run, self.kind), &tensors, &metadata)
     }
 }
 

@@ -89,7 +89,7 @@ fn an_adapter_for_another_base_is_refused() {
     let config = folder.path().join("adapter_config.json");
     let text = fs::read_to_string(&config).unwrap().replace("\"use_dora\": false", "\"use_dora\": true");
     fs::write(&config, text).unwrap();
-    refused(&arguments, &["adapter_config.json: use_dora: true is not supported"]);
+    refused(&arguments, &["lora_magnitude_vector is missing"]);
 }
 
 #[test]

@@ -59,6 +59,22 @@ impl Case {
         assert_close(name, &logits, &self.f[name].broadcast_mul(&mask).unwrap(), tolerance);
     }
 
+    /// The same through the cache, row by row: the real positions in two pieces.
+    fn check_cached_logits(&self, model: &Llama, name: &str, tolerance: f64) {
+        let input = Tensor::cat(&[self.prefix.as_tensor(), &model.embed(&ids(&self.f["input_ids"])).unwrap()], 1).unwrap();
+        let mask: Vec<Vec<i64>> = self.f["attention_mask"].to_vec2().unwrap();
+        for (row, mask) in mask.iter().enumerate() {
+            let (real, first) = (mask.iter().sum::<i64>() as usize, 3);
+            let mut cache = model.cache(1, real);
+            for (start, length) in [(0, first), (first, real - first)] {
+                let piece = input.narrow(0, row, 1).unwrap().narrow(1, start, length).unwrap().contiguous().unwrap();
+                let logits = model.logits(&model.forward_cached(&piece, &mut cache).unwrap()).unwrap();
+                let expected = self.f[name].narrow(0, row, 1).unwrap().narrow(1, start, length).unwrap();
+                assert_close(&format!("{name} through the cache"), &logits, &expected, tolerance);
+            }
+        }
+    }
+
     fn loss(&self, model: &Llama) -> Tensor {
         let (targets, weights) = shifted(&self.f["labels"]);
         let count: f32 = weights.iter().flatten().sum();
@@ -121,26 +137,27 @@ fn an_adapter_made_by_peft_gives_its_logits_loss_and_gradients() {
     check_gradients(&model, &case, &tensors(folder.join("expected_lora_grads.safetensors")), "loss_lora");
 }
 
-#[test]
-fn a_rank_stabilised_adapter_gives_pefts_logits_gradients_and_merged_logits() {
-    let (Some(base), Some(folder)) = (folder("llama"), folder("llama_rslora")) else { return };
+/// Logits, loss, gradients, decoding and merging of the adapter in `folder` on the base in `llama`.
+fn check_adapter(name: &str, dora: bool) {
+    let (Some(base), Some(folder)) = (folder("llama"), folder(name)) else { return };
     let mut model = model(&base);
-    model.load_adapter(&folder.join("adapter")).unwrap();
+    assert_eq!(model.load_adapter(&folder.join("adapter")).unwrap().dora, dora);
     let case = Case::read(&folder, &tensors(base.join("expected.safetensors")));
-    let name = |wanted: &str| case.f.keys().find(|name| name.starts_with(wanted)).cloned();
-    let logits = if case.f.contains_key("logits") { "logits".to_string() } else { name("logits_").unwrap() };
-    case.check_logits(&model, &logits, 1e-5);
-    let loss = if case.f.contains_key("loss") { "loss" } else { "loss_lora" };
-    check_gradients(&model, &case, &case.f.clone(), loss);
+    case.check_logits(&model, "logits", 1e-5);
+    case.check_cached_logits(&model, "logits", 1e-5);
+    check_gradients(&model, &case, &case.f.clone(), "loss");
     model.merge_adapter().unwrap();
     case.check_logits(&model, "logits_merged", 1e-5);
 }
 
 #[test]
-fn dora_is_refused_by_name() {
-    let (Some(base), Some(folder)) = (folder("llama"), folder("llama_dora")) else { return };
-    let message = model(&base).load_adapter(&folder.join("adapter")).unwrap_err().to_string();
-    assert!(message.contains("use_dora: true is not supported"), "{message}");
+fn a_rank_stabilised_adapter_gives_pefts_logits_gradients_and_merged_logits() {
+    check_adapter("llama_rslora", false);
+}
+
+#[test]
+fn a_dora_adapter_gives_pefts_logits_gradients_and_merged_logits() {
+    check_adapter("llama_dora", true);
 }
 
 #[test]
@@ -187,7 +204,7 @@ fn what_we_write_is_what_peft_wrote_and_another_base_is_refused() {
     let other = LlamaConfig { hidden_size: 24, intermediate_size: 32, head_dim: Some(6), ..own.config().clone() };
     let mut other = Llama::new(&other, &Params::fresh(1, &Device::Cpu).frozen()).unwrap();
     let message = other.load_adapter(&folder.join("adapter")).unwrap_err().to_string();
-    assert!(message.contains("made for a base of 48 -> 48, this base has 24 -> 24"), "{message}");
+    assert!(message.contains("made for another base: found [4, 48], this base needs [4, 24]"), "{message}");
     let shallow = LlamaConfig { num_hidden_layers: 1, ..own.config().clone() };
     let mut shallow = Llama::new(&shallow, &Params::fresh(1, &Device::Cpu).frozen()).unwrap();
     assert!(shallow.load_adapter(&folder.join("adapter")).unwrap_err().to_string().contains("the base has no such module"));

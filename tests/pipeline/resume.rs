@@ -40,7 +40,7 @@ fn both_stages_and_both_decoders_resume_to_the_same_bytes() {
     }
     same_bytes(&whole, &broken, "language/model.safetensors");
     for (kind, files) in [
-        (DecoderKind::Llama, ["llama/projector.safetensors", "llama/adapter/adapter_model.safetensors"]),
+        (DecoderKind::Llama, ["llama/adapter/projector.safetensors", "llama/adapter/adapter_model.safetensors"]),
         (DecoderKind::Bert, ["bert/model.safetensors", "bert/checkpoints/00000006/optimizer.safetensors"]),
     ] {
         report(&config, &whole, kind, &[6]);

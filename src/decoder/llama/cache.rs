@@ -1,10 +1,13 @@
 //! Keys and values of what has been read, preallocated: a new token writes its own row and moves no other.
 
 use candle_core::{Device, Tensor};
+use ctscribe_lora::FixedFactor;
 use ctscribe_ops::{self as ops, Attention};
 use rayon::prelude::*;
 
 use crate::Result;
+
+use super::model::PROJECTIONS;
 
 #[derive(Debug, Clone)]
 struct LayerCache {
@@ -22,6 +25,8 @@ pub struct KvCache {
     capacity: usize,
     width: usize,
     length: usize,
+    /// What DoRA needs of each projection of each layer: adapters do not change while one text is written.
+    factors: Vec<[FixedFactor; PROJECTIONS.len()]>,
 }
 
 impl KvCache {
@@ -29,7 +34,13 @@ impl KvCache {
     pub fn new(layers: usize, sequences: usize, heads: usize, capacity: usize, width: usize) -> Self {
         let room = sequences * heads * capacity * width;
         let layer = LayerCache { keys: vec![0.0; room], values: vec![0.0; room] };
-        KvCache { layers: vec![layer; layers], sequences, heads, capacity, width, length: 0 }
+        let factors = vec![std::array::from_fn(|_| FixedFactor::new()); layers];
+        KvCache { layers: vec![layer; layers], sequences, heads, capacity, width, length: 0, factors }
+    }
+
+    /// What DoRA needs of projection `which` of layer `layer`.
+    pub(super) fn factor(&self, layer: usize, which: usize) -> &FixedFactor {
+        &self.factors[layer][which]
     }
 
     /// Tokens read so far.

@@ -6,6 +6,7 @@ mod config;
 mod model;
 mod prompt;
 
+pub use adapters::{Fit, PROJECTOR, open_adapter};
 pub use cache::KvCache;
 pub use config::LlamaConfig;
 pub use model::Llama;

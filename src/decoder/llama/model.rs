@@ -1,7 +1,7 @@
 //! The network.
 
 use candle_core::{D, DType, Device, Module, Tensor};
-use ctscribe_lora::Adapted;
+use ctscribe_lora::{Adapted, BaseLinear};
 use ctscribe_ops::{self as ops, Attention};
 use rand_chacha::ChaCha8Rng;
 
@@ -22,6 +22,12 @@ pub(super) struct Projection {
 impl Module for Projection {
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         if self.frozen { ops::frozen_linear(x, &self.weight, None) } else { ops::linear(x, &self.weight, None) }
+    }
+}
+
+impl BaseLinear for Projection {
+    fn weight(&self) -> &Tensor {
+        &self.weight
     }
 }
 
@@ -208,17 +214,17 @@ impl Layer {
         cache: &mut KvCache,
         index: usize,
     ) -> Result<Tensor> {
-        let project = |which: usize, x: &Tensor| self.projections[which].forward_detached(x);
+        let project = |cache: &KvCache, which: usize, x: &Tensor| self.projections[which].forward_detached(x, cache.factor(index, which));
         let normed = ops::rms_norm(x, &self.input_norm.detach(), config.rms_norm_eps)?;
-        let q = ops::rope(&split(&project(Q, &normed)?, config.num_attention_heads)?, cos, sin)?;
-        let k = ops::rope(&split(&project(K, &normed)?, config.kv_heads())?, cos, sin)?;
-        let v = split(&project(V, &normed)?, config.kv_heads())?;
+        let q = ops::rope(&split(&project(cache, Q, &normed)?, config.num_attention_heads)?, cos, sin)?;
+        let k = ops::rope(&split(&project(cache, K, &normed)?, config.kv_heads())?, cos, sin)?;
+        let v = split(&project(cache, V, &normed)?, config.kv_heads())?;
         let scale = 1.0 / (config.head_width() as f64).sqrt();
         let mixed = join(&cache.attend(index, &q, &k, &v, scale)?)?;
-        let x = (x + project(O, &mixed)?)?;
+        let x = (x + project(cache, O, &mixed)?)?;
         let normed = ops::rms_norm(&x, &self.post_norm.detach(), config.rms_norm_eps)?;
-        let hidden = ops::swiglu(&project(GATE, &normed)?, &project(UP, &normed)?)?;
-        Ok((&x + project(DOWN, &hidden)?)?.detach())
+        let hidden = ops::swiglu(&project(cache, GATE, &normed)?, &project(cache, UP, &normed)?)?;
+        Ok((&x + project(cache, DOWN, &hidden)?)?.detach())
     }
 }
 
