@@ -211,6 +211,24 @@ fn every_stage_tells_what_it_is_watched_by() {
     }
 }
 
+#[test]
+fn the_references_stage_one_is_watched_alike_but_its_queue_knows_no_age() {
+    let sets = [
+        "train_structure.training.steps=2",
+        "structure.queries={kind: reference, structures: 10, patch_width: 32, width: 32, heads: 4, depth: 1, ffn_width: 64, eps: 1.0e-12, dropout: 0.0}",
+        "structure.loss={kind: reference, alpha: 0.2, temperature: 0.07, other_structure_weight: 0.1}",
+        "structure.head={width: 32, train_text: false, temperature: !fixed 0.07, centre_text: false}",
+        "structure.queue={kind: reference, length: 8}",
+    ];
+    let (config, root) = (tiny::config(&sets), tempfile::tempdir().unwrap());
+    train_structure(&config, tiny::shared(), root.path(), false).unwrap();
+    let [_, watched] = lines(&root.path().join("structure"));
+    for key in ["validation_loss", "queue_similarity", "target_entropy", "retrieval_recall_at_1"] {
+        assert!(number(&watched[0], key).is_finite());
+    }
+    assert!(watched[0].get("queue_age").is_none());
+}
+
 fn number(line: &Value, key: &str) -> f64 {
     line.get(key).and_then(Value::as_f64).unwrap_or_else(|| panic!("{key} is no number in {line}"))
 }
