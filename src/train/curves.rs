@@ -36,6 +36,8 @@ const COLOURS: [RGBColor; 10] = [
     RGBColor(170, 170, 60),
 ];
 const PANEL: (u32, u32) = (560, 320);
+/// For the series' names.
+const NAMES: u32 = 132;
 const HEADING: u32 = 36;
 /// Up to so many points are marked one by one.
 const MARKED: usize = 25;
@@ -114,16 +116,21 @@ fn draw<'a>(svg: &'a mut String, stage: &str, panels: &[Panel], rows: usize) -> 
 }
 
 fn draw_panel<'a>(area: &Area<'a>, panel: &Panel) -> Outcome<'a> {
+    let alone = panel.series.len() == 1;
+    let (area, names) = area.split_horizontally(if alone { PANEL.0 } else { PANEL.0 - NAMES });
+    if !alone {
+        draw_names(&names, panel)?;
+    }
     let values = |which: fn(&(f64, f64)) -> f64| panel.series.iter().flat_map(move |series| series.points.iter().map(which));
     let (first, last) = bounds(values(|point| point.0));
     let (low, high) = bounds(values(|point| point.1));
     let steps = if first < last { first..last } else { first - 1.0..first + 1.0 };
-    if panel.logarithmic {
-        let (low, high) = if low < high { (low, high) } else { (low / 2.0, high * 2.0) };
-        return draw_axes(area, panel, steps, (low * 0.9..high * 1.1).log_scale());
+    // below two powers of ten a logarithmic axis has no room for its labels
+    if panel.logarithmic && high > 30.0 * low {
+        return draw_axes(&area, panel, steps, (low * 0.9..high * 1.1).log_scale());
     }
     let room = if low < high { 0.06 * (high - low) } else { 0.5 * high.abs().max(1e-6) };
-    draw_axes(area, panel, steps, low - room..high + room)
+    draw_axes(&area, panel, steps, low - room..high + room)
 }
 
 fn draw_axes<'a, Y>(area: &Area<'a>, panel: &Panel, steps: std::ops::Range<f64>, values: Y) -> Outcome<'a>
@@ -150,22 +157,20 @@ where
         .draw()?;
     for (index, series) in panel.series.iter().enumerate() {
         let colour = COLOURS[index % COLOURS.len()];
-        let drawn = chart.draw_series(LineSeries::new(series.points.iter().copied(), colour.stroke_width(2)))?;
-        if panel.series.len() > 1 {
-            drawn.label(&series.name).legend(move |(x, y)| Rectangle::new([(x, y - 2), (x + 14, y + 1)], colour.filled()));
-        }
+        chart.draw_series(LineSeries::new(series.points.iter().copied(), colour.stroke_width(2)))?;
         if series.points.len() <= MARKED {
             chart.draw_series(series.points.iter().map(|point| Circle::new(*point, 3, colour.filled())))?;
         }
     }
-    if panel.series.len() > 1 {
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::UpperRight)
-            .background_style(WHITE.mix(0.8))
-            .border_style(RGBColor(225, 225, 225))
-            .label_font(("sans-serif", 11))
-            .draw()?;
+    Ok(())
+}
+
+/// The series' names beside the axes, where they hide no point.
+fn draw_names<'a>(area: &Area<'a>, panel: &Panel) -> Outcome<'a> {
+    for (index, series) in panel.series.iter().enumerate() {
+        let (colour, y) = (COLOURS[index % COLOURS.len()], 44 + 18 * index as i32);
+        area.draw(&Rectangle::new([(0, y), (14, y + 3)], colour.filled()))?;
+        area.draw(&Text::new(series.name.clone(), (20, y - 4), ("sans-serif", 11)))?;
     }
     Ok(())
 }

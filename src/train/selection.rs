@@ -50,6 +50,11 @@ impl Selection {
         Selection { best, early, kept: Vec::new(), improved: None, waited: 0 }
     }
 
+    /// Whether anything is selected or stopped by.
+    pub fn asks(&self) -> bool {
+        self.best.is_some() || self.early.is_some()
+    }
+
     /// Takes in what was measured at `step`.
     pub fn see(&mut self, step: u64, measures: &Map<String, Value>) -> Result<()> {
         if let Some(best) = &self.best {

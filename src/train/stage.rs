@@ -175,6 +175,10 @@ impl<'a> Loop<'a> {
             losses.restore(&mut checkpoint.optimizer)?;
         }
         let record = Record::open(self.run, stage.name(), step)?;
+        if step == 0 && selection.asks() {
+            // a measure that these validation studies cannot give is refused before the first step
+            selection.clone().see(0, &stage.validate()?.measures)?;
+        }
         for line in self.run.metrics()?.iter().filter_map(Value::as_object).filter(|line| line.contains_key("validation")) {
             selection.see(line.get("step").and_then(Value::as_u64).unwrap_or(0), line)?;
         }

@@ -21,6 +21,7 @@ struct Planted {
     loss: fn(u64) -> f64,
     measures: Vec<f64>,
     validated: usize,
+    learning: bool,
 }
 
 impl Stage for Planted {
@@ -29,14 +30,16 @@ impl Stage for Planted {
     }
 
     fn gradients(&mut self, step: u64, _optimizer: &AdamW) -> Result<StepOutcome> {
+        self.learning = true;
         let gradient = Tensor::new(&[1.0f32], &Device::Cpu)?;
         let gradients = Gradients::from([("w".to_string(), gradient)]);
         Ok(StepOutcome { gradients, loss: (self.loss)(step + 1), count: 1, metrics: Map::new() })
     }
 
     fn validate(&mut self) -> Result<Validation> {
-        let value = self.measures[self.validated];
-        self.validated += 1;
+        // asked before the first step, only the names count
+        let value = if self.learning { self.measures[self.validated] } else { 0.0 };
+        self.validated += usize::from(self.learning);
         Ok(Validation { measures: Map::from_iter([("validation_loss".to_string(), json!(value))]), samples: vec![] })
     }
 }
@@ -52,7 +55,7 @@ fn run(root: &Path, training: &TrainingConfig, loss: fn(u64) -> f64, measures: &
     let folder = RunFolder::create(root)?;
     let var = Var::from_tensor(&Tensor::new(&[0.0f32], &Device::Cpu)?)?;
     let mut optimizer = AdamW::new(vec![("w".to_string(), var)], training.optimizer.clone());
-    let mut stage = Planted { loss, measures: measures.to_vec(), validated: 0 };
+    let mut stage = Planted { loss, measures: measures.to_vec(), validated: 0, learning: false };
     let config_sha256 = "planted".to_string();
     Loop { training, run: &folder, config_sha256, resume: true, stop_after }.run(&mut stage, &mut optimizer)
 }
@@ -170,6 +173,20 @@ fn a_measure_that_a_stage_does_not_take_is_refused_with_the_list_of_those_it_tak
 }
 
 #[test]
+fn a_measure_that_the_validation_studies_cannot_give_is_refused_before_the_first_step() {
+    let (config, root) = (
+        tiny::config(&["train_structure.training.best={metric: retrieval_recall_at_100, direction: max, keep: 1}"]),
+        tempfile::tempdir().unwrap(),
+    );
+    let error = train_structure(&config, tiny::shared(), root.path(), false).unwrap_err().to_string();
+    assert!(
+        error.starts_with("step 0: retrieval_recall_at_100, by which checkpoints are selected, was not measured; measured: "),
+        "{error}"
+    );
+    assert!(!root.path().join("structure/metrics.jsonl").exists());
+}
+
+#[test]
 fn validation_and_test_patients_are_never_training_patients() {
     let (config, cache, root) = (tiny::config(&[]), tiny::shared(), tempfile::tempdir().unwrap());
     let patients = |split: Split| cache.split(split).iter().map(|study| study.patient.clone()).collect::<HashSet<_>>();
@@ -209,6 +226,24 @@ fn every_stage_tells_what_it_is_watched_by() {
     for stage in ["structure", "language", "llama"] {
         check_files(&run.join(stage));
     }
+}
+
+#[test]
+fn the_references_stage_one_is_watched_alike_but_its_queue_knows_no_age() {
+    let sets = [
+        "train_structure.training.steps=2",
+        "structure.queries={kind: reference, structures: 10, patch_width: 32, width: 32, heads: 4, depth: 1, ffn_width: 64, eps: 1.0e-12, dropout: 0.0}",
+        "structure.loss={kind: reference, alpha: 0.2, temperature: 0.07, other_structure_weight: 0.1}",
+        "structure.head={width: 32, train_text: false, temperature: !fixed 0.07, centre_text: false}",
+        "structure.queue={kind: reference, length: 8}",
+    ];
+    let (config, root) = (tiny::config(&sets), tempfile::tempdir().unwrap());
+    train_structure(&config, tiny::shared(), root.path(), false).unwrap();
+    let [_, watched] = lines(&root.path().join("structure"));
+    for key in ["validation_loss", "queue_similarity", "target_entropy", "retrieval_recall_at_1"] {
+        assert!(number(&watched[0], key).is_finite());
+    }
+    assert!(watched[0].get("queue_age").is_none());
 }
 
 fn number(line: &Value, key: &str) -> f64 {
