@@ -3,5 +3,6 @@
 mod bad_input;
 mod commands;
 mod real_scans;
+mod text;
 mod trained;
 mod verify;
