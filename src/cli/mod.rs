@@ -13,6 +13,7 @@ mod phantom;
 mod prepare;
 mod retrieve;
 mod run;
+mod text;
 mod train;
 mod verify;
 mod weights;
@@ -55,6 +56,8 @@ enum Command {
     Weights(weights::Args),
     /// Presets and their checks.
     Config(config::Args),
+    /// What the text rules make of a table of reports.
+    Text(text::Args),
     /// Write synthetic chests in CT-RATE's layout.
     Phantom(phantom::Args),
     /// Prove on your own configuration what is promised: that a killed run resumes byte for byte.
@@ -77,6 +80,7 @@ impl Cli {
             Command::Adapter(args) => args.run(),
             Command::Weights(args) => args.run(),
             Command::Config(args) => args.run(),
+            Command::Text(args) => args.run(),
             Command::Phantom(args) => args.run(),
             Command::Verify(args) => args.run(),
         }

@@ -1,8 +1,10 @@
 //! The 18 findings of CT-RATE, and a rule labeller for them.
 
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-use regex::{Regex, RegexBuilder};
+use regex::bytes::{Regex, RegexBuilder, RegexSet, RegexSetBuilder};
+use serde::Deserialize;
 
 /// CT-RATE's findings, in its order (peers.md c.1).
 pub const FINDINGS: [&str; 18] = [
@@ -27,47 +29,110 @@ pub const FINDINGS: [&str; 18] = [
 ];
 
 /// What the labeller is called in results.
-pub const LABELLER: &str = "ctscribe rules 1";
+pub const LABELLER: &str = "ctscribe rules 2";
 
-/// A clause speaks of a finding if this matches.
-const PATTERNS: [&str; 18] = [
-    r"catheter|pacemaker|\bpace\b|prosthe|stent\b|sternotomy|surgical material|metallic|suture|\bport\b|\btube\b|medical material|device|\bclips?\b",
-    r"(aort|arterial|vascular|carotid|subclavian).*(calcifi|atheroma|plaque)|(calcifi|atheroma|plaque).*(aort|arterial|vascular|carotid|subclavian)",
-    r"cardiomegaly|heart (size|contour)?.*(increased|enlarged|larger)|cardiac.*(increased|enlarged)|enlarged heart|cardiothoracic.*increased",
-    r"pericardial.*(effusion|fluid)|effusion.*pericardi",
-    r"coronary.*(calcifi|atheroma|plaque|stent)|(calcifi|atheroma|plaque).*coronary",
-    r"hiatal.*hernia|hiatus hernia|hernia.*hiat",
-    r"lymphadenopath|enlarged.*lymph|lymph nodes?.*(enlarged|pathological(ly)? (size|enlarged)|short (axis|diameter))",
-    r"emphysem|\bbulla",
-    r"atelecta",
-    r"nodul",
-    r"ground.?glass|opacit|infiltrat|density increase",
-    r"fibrotic|fibrosis|sequela",
-    r"pleural.*(effusion|fluid)|hydrothorax|effusion.*(hemithora|pleura)",
-    r"mosaic",
-    r"peribronchial|bronchial wall thick|thickening of the bronchial wall",
-    r"consolidat",
-    r"bronchiecta",
-    r"interlobular|septal thick",
-];
+const RULES: &str = include_str!("../../prompts/findings.yaml");
 
-static COMPILED: LazyLock<Vec<Regex>> = LazyLock::new(|| PATTERNS.iter().map(|pattern| compile(pattern)).collect());
-static NEGATION: LazyLock<Regex> = LazyLock::new(|| {
-    compile(r"\b(no|not|without|neither|absence of|free of|negative for|normal|natural|unremarkable|preserved|resolved|has disappeared)\b")
-});
-static CLAUSE: LazyLock<Regex> = LazyLock::new(|| compile(r"[.;!?]\s+|\bhowever\b|\bbut\b|\balthough\b"));
-
-fn compile(pattern: &str) -> Regex {
-    RegexBuilder::new(pattern).case_insensitive(true).build().expect("the labeller's patterns are fixed and tested")
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    version: u32,
+    clause: String,
+    joint: String,
+    verb: String,
+    history: String,
+    pseudo: String,
+    negation: String,
+    findings: BTreeMap<String, Rule>,
 }
 
-/// Which findings a report affirms: a clause that names the finding and holds no negation. Rules, not a trained classifier.
-pub fn label_report(report: &str) -> [bool; 18] {
-    let mut labels = [false; 18];
-    let clauses: Vec<&str> = CLAUSE.split(report).filter(|clause| !NEGATION.is_match(clause)).collect();
-    for (label, pattern) in labels.iter_mut().zip(COMPILED.iter()) {
-        *label = clauses.iter().any(|clause| pattern.is_match(clause));
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rule {
+    include: String,
+    strip: Option<String>,
+}
+
+/// The rules, compiled.
+struct Labeller {
+    clause: Regex,
+    joint: Regex,
+    verb: Regex,
+    history: Regex,
+    pseudo: Regex,
+    negation: Regex,
+    includes: RegexSet,
+    findings: Vec<(Regex, Option<Regex>)>,
+}
+
+static OURS: LazyLock<Labeller> = LazyLock::new(|| Labeller::new(RULES));
+
+fn compile(pattern: &str) -> Regex {
+    // 3,039 reports of 276 words on one core (EPYC): 2.1 s with Unicode's tables, 0.85 s on bytes, 0.23 s where the set's automaton need not
+    // be thrown away and built again, as it is at the default 2 MB.
+    RegexBuilder::new(pattern)
+        .unicode(false)
+        .case_insensitive(true)
+        .size_limit(1 << 26)
+        .build()
+        .expect("the labeller's patterns are fixed and tested")
+}
+
+impl Labeller {
+    fn new(text: &str) -> Self {
+        let file: File = yaml_serde::from_str(text).expect("the labeller's file is fixed and tested");
+        assert_eq!((file.version, file.findings.len()), (1, FINDINGS.len()), "the labeller's file is fixed and tested");
+        let rules: Vec<&Rule> = FINDINGS.iter().map(|name| &file.findings[*name]).collect();
+        let includes = RegexSetBuilder::new(rules.iter().map(|rule| &rule.include))
+            .unicode(false)
+            .case_insensitive(true)
+            .size_limit(1 << 26)
+            .dfa_size_limit(1 << 26)
+            .build();
+        Labeller {
+            clause: compile(&file.clause),
+            joint: compile(&file.joint),
+            verb: compile(&file.verb),
+            history: compile(&file.history),
+            pseudo: compile(&file.pseudo),
+            negation: compile(&file.negation),
+            includes: includes.expect("the labeller's patterns are fixed and tested"),
+            findings: rules.iter().map(|rule| (compile(&rule.include), rule.strip.as_deref().map(compile))).collect(),
+        }
     }
+
+    /// Sets the findings that a report, on one line, affirms.
+    fn read(&self, report: &[u8], labels: &mut [bool; 18]) {
+        for part in self.clause.split(report).filter(|part| self.includes.is_match(part)) {
+            let mut start = 0;
+            for joint in self.joint.find_iter(part) {
+                if self.verb.is_match(&part[start..joint.start()]) && self.verb.is_match(&part[joint.end()..]) {
+                    self.read_clause(&part[start..joint.start()], labels);
+                    start = joint.end();
+                }
+            }
+            self.read_clause(&part[start..], labels);
+        }
+    }
+
+    /// A clause: as far as a denial reaches.
+    fn read_clause(&self, clause: &[u8], labels: &mut [bool; 18]) {
+        let clause = self.history.replace_all(clause, b" ");
+        if self.negation.is_match(&self.pseudo.replace_all(&clause, b" ")) {
+            return;
+        }
+        for finding in self.includes.matches(&clause).into_iter().filter(|finding| !labels[*finding]).collect::<Vec<_>>() {
+            let (include, strip) = &self.findings[finding];
+            labels[finding] = strip.as_ref().is_none_or(|strip| include.is_match(&strip.replace_all(&clause, b" ")));
+        }
+    }
+}
+
+/// Which findings a report affirms, by the rules of prompts/findings.yaml; no trained classifier.
+pub fn label_report(report: &str) -> [bool; 18] {
+    let flat = report.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut labels = [false; 18];
+    OURS.read(flat.as_bytes(), &mut labels);
     labels
 }
 
@@ -84,6 +149,39 @@ mod tests {
         let report = "Heart size is increased. Pericardial effusion was not detected. Pleural effusion measuring 22 mm is observed on the left. No nodule was seen.";
         assert_eq!(names(report), ["Cardiomegaly", "Pleural effusion"]);
         assert!(names("Heart size is normal. Trachea is open. Lungs are clear.").is_empty());
-        assert_eq!(names("Calcific plaques are observed in the coronary arteries."), ["Coronary artery wall calcification"]);
+        assert_eq!(names("Both coronary arteries hold calcific plaques."), ["Coronary artery wall calcification"]);
+    }
+
+    #[test]
+    fn a_denial_reaches_over_its_clause_and_no_further() {
+        assert_eq!(names("There is no pleural effusion, but atelectasis is seen."), ["Atelectasis"]);
+        assert_eq!(names("Aeration is normal and a few bronchiectatic changes are seen."), ["Bronchiectasis"]);
+        assert_eq!(names("Emphysema is seen and no consolidation was detected."), ["Emphysema"]);
+        assert!(names("No nodule, opacity or consolidation and no bronchiectasis.").is_empty());
+    }
+
+    #[test]
+    fn what_only_looks_like_a_denial_is_none() {
+        assert_eq!(names("Lymph nodes that do not reach a pathological size are seen at the hilum."), ["Lymphadenopathy"]);
+        assert_eq!(names("A consolidation cannot be excluded in the left lower lobe."), ["Consolidation"]);
+        assert_eq!(names("A nodule not seen in the previous examination is present."), ["Lung nodule"]);
+        assert_eq!(names("The heart looks a good deal larger than normal."), ["Cardiomegaly"]);
+        assert_eq!(names("Emphysema shows no significant change."), ["Emphysema"]);
+    }
+
+    #[test]
+    fn what_is_over_does_not_count() {
+        assert!(names("The consolidation described before is no longer seen.").is_empty());
+        assert!(names("Ground glass areas have completely regressed.").is_empty());
+        assert!(names("In a patient with a history of pleural effusion, the lungs are clear.").is_empty());
+        assert_eq!(names("The consolidation has partly regressed."), ["Consolidation"]);
+    }
+
+    #[test]
+    fn a_word_within_a_word_or_of_another_organ_is_not_the_finding() {
+        assert!(names("The appearance is consistent with a cyst.").is_empty());
+        assert!(names("A hypodense nodule is seen in the right lobe of the thyroid.").is_empty());
+        assert_eq!(names("Fibroatelectatic bands are seen on both sides."), ["Pulmonary fibrotic sequela"]);
+        assert_eq!(names("Calcified plaques are seen in the coronary vascular structures."), ["Coronary artery wall calcification"]);
     }
 }

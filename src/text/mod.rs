@@ -1,5 +1,6 @@
 //! Reports as text: sections, sentences, structures, findings; tokenizers and frozen encoders.
 
+mod audit;
 pub mod bert;
 mod encoder;
 mod findings;
@@ -8,8 +9,11 @@ mod report;
 mod structures;
 mod tokenizer;
 
+pub use audit::{
+    Agreement, Audit, LabelAudit, StructureAudit, Study, audit_labels, audit_structures, read_labels, read_studies, unknown_labels,
+};
 pub use encoder::{EncoderConfig, Pooling, TextEncoder, padded};
 pub use findings::{FINDINGS, LABELLER, label_report};
 pub use report::{PromptText, Sections, report_text};
-pub use structures::{Assignment, Rules, Structures};
+pub use structures::{Assignment, Labelled, Rules, Structures};
 pub use tokenizer::Tokenizer;

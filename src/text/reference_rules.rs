@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::structures::Assignment;
+use super::structures::{Assignment, Labelled};
 
 /// One structure of the file.
 #[derive(Debug, Clone, Deserialize)]
@@ -56,11 +56,15 @@ impl ReferenceRules {
     }
 
     /// The pieces of a report with their structures.
-    pub(super) fn labelled(&self, report: &str) -> Vec<(String, Vec<usize>)> {
-        let pieces = pieces(report);
+    pub(super) fn labelled(&self, report: &str) -> Labelled {
+        self.label_all(&pieces(report))
+    }
+
+    /// Given pieces with their structures.
+    pub(super) fn label_all(&self, pieces: &[String]) -> Labelled {
         let mut labels: Vec<Vec<usize>> = pieces.iter().map(|piece| self.label(piece)).collect();
-        self.inherit(&pieces, &mut labels);
-        pieces.into_iter().zip(labels).collect()
+        self.inherit(pieces, &mut labels);
+        pieces.iter().cloned().zip(labels).collect()
     }
 
     pub(super) fn assign(&self, report: &str) -> Assignment {

@@ -22,6 +22,9 @@ pub struct Assignment {
     pub unassigned: Vec<String>,
 }
 
+/// Sentences in their order, each with its structures.
+pub type Labelled = Vec<(String, Vec<usize>)>;
+
 /// The rules of a structure file.
 #[derive(Debug)]
 pub enum Structures {
@@ -127,7 +130,7 @@ impl Structures {
     }
 
     /// A report's sentences in their order, each with its structures.
-    pub fn labelled(&self, report: &str) -> Vec<(String, Vec<usize>)> {
+    pub fn labelled(&self, report: &str) -> Labelled {
         match self {
             Structures::Rules(rules) => {
                 let sentences = rules.sentences(report);

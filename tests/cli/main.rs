@@ -4,5 +4,6 @@ mod bad_input;
 mod commands;
 mod documents;
 mod real_scans;
+mod text;
 mod trained;
 mod verify;
