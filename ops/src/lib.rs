@@ -4,6 +4,7 @@
 
 mod activation;
 mod attention;
+mod checkpoint;
 pub mod composed;
 mod conv3d;
 mod cpu;
@@ -19,6 +20,7 @@ mod softmax;
 
 pub use activation::{geglu, gelu, swiglu};
 pub use attention::{Attention, attention, attention_with_weights};
+pub use checkpoint::checkpoint;
 pub use conv3d::{ConvPadding, depthwise_conv3d};
 pub use cross_entropy::{cross_entropy, linear_cross_entropy};
 pub use dropout::dropout;

@@ -64,17 +64,18 @@ vectorised! {
         }
     }
 
-    /// dx = r (g w - mean(g w) - n mean(g w n)) with n the normed row; adds g n to `dw`.
+    /// dx = r (g w - mean(g w) - n mean(g w n)) with n the normed row; adds g n to `dw`, which is empty for a frozen weight.
     fn norm_gradients(norm: Norm, x: &[f32], weight: &[f32], grad: &[f32], dx: &mut [f32], dw: &mut [f32]) {
         let width = weight.len();
         for ((dx, x), grad) in dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(grad.chunks_exact(width)) {
             let (mean, r) = norm.statistics(x);
             let shift = if norm.centred { dot(grad, weight) / width as f32 } else { 0.0 };
             let slope = sum_of(width, |i| grad[i] * weight[i] * ((x[i] - mean) * r)) / width as f32;
-            for ((((dx, dw), &x), &g), &w) in dx.iter_mut().zip(dw.iter_mut()).zip(x).zip(grad).zip(weight) {
-                let n = (x - mean) * r;
-                *dx = r * (g * w - shift - n * slope);
-                *dw += g * n;
+            for (((dx, &x), &g), &w) in dx.iter_mut().zip(x).zip(grad).zip(weight) {
+                *dx = r * (g * w - shift - (x - mean) * r * slope);
+            }
+            for ((dw, &x), &g) in dw.iter_mut().zip(x).zip(grad) {
+                *dw += g * ((x - mean) * r);
             }
         }
     }
@@ -112,19 +113,23 @@ impl Norm {
         Ok((CpuStorage::F32(y), shape.clone()))
     }
 
-    /// Gradients of x and of the weight.
-    fn backward(self, x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<(Tensor, Tensor)> {
+    /// Gradients of x and, unless it is frozen, of the weight.
+    fn backward(self, x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
         let width = weight.elem_count();
         let (x_values, w, grad) = (Values::of(x)?, Values::of(weight)?, Values::of(grad)?);
         let rows = x_values.len() / width;
         let piece = rows_a_partial(rows, width) * width;
         let mut dx = vec![0.0; x_values.len()];
+        if !weight.track_op() {
+            for_pieces(&mut dx, piece, |i, dx| norm_gradients(self, &x_values[i * piece..], &w, &grad[i * piece..], dx, &mut []));
+            return Ok((Tensor::from_vec(dx, x.shape(), x.device())?, None));
+        }
         let mut partials = vec![0.0; x_values.len().div_ceil(piece) * width];
         for_pieces2((&mut dx, piece), (&mut partials, width), |i, dx, dw| {
             norm_gradients(self, &x_values[i * piece..], &w, &grad[i * piece..], dx, dw);
         });
         let dw = Tensor::from_vec(sum_partials(&partials, width), weight.shape(), x.device())?;
-        Ok((Tensor::from_vec(dx, x.shape(), x.device())?, dw))
+        Ok((Tensor::from_vec(dx, x.shape(), x.device())?, Some(dw)))
     }
 }
 
@@ -139,7 +144,7 @@ impl CustomOp2 for Norm {
 
     fn bwd(&self, x: &Tensor, weight: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (dx, dw) = self.backward(x, weight, &grad.contiguous()?)?;
-        Ok((x.track_op().then_some(dx), weight.track_op().then_some(dw)))
+        Ok((x.track_op().then_some(dx), dw))
     }
 }
 

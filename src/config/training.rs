@@ -91,6 +91,9 @@ pub struct TrainingConfig {
     pub batch: usize,
     /// Studies at once on one thread; the batch's gradients are summed over its micro-batches.
     pub micro_batch: usize,
+    /// Whether each layer is run again in the backward pass instead of keeping what it computed, and in stage one each micro-batch too: the
+    /// same gradients for less memory and more time (docs/training.md).
+    pub recompute: bool,
     /// The optimiser.
     pub optimizer: OptimizerConfig,
     /// The learning rate over the run.

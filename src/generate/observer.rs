@@ -89,6 +89,11 @@ impl Observer {
         })
     }
 
+    /// Whether each of CT-ViT's layers is run again in the backward pass instead of keeping what it computed.
+    pub fn set_recompute(&mut self, recompute: bool) {
+        self.vision.set_recompute(recompute);
+    }
+
     /// volumes: (B, 1, D, H, W) -> what the queries saw. `dropout`: the generator of a training step.
     pub fn observe(&self, volumes: &Tensor, dropout: Option<&mut ChaCha8Rng>) -> Result<Observation> {
         let tokens = self.vision.encode(volumes)?;

@@ -13,7 +13,7 @@ use crate::text::Tokenizer;
 use crate::weights::{self, Params};
 use crate::{Error, Result};
 
-use super::micro_batches::{in_threads, sum_gradients};
+use super::micro_batches::{in_threads, sum_in_threads};
 use super::optimizer::AdamW;
 use super::order::Order;
 use super::run_folder::RunFolder;
@@ -53,7 +53,9 @@ pub fn train_language(config: &Config, cache: &Cache, run: &Path, resume: bool) 
     let reports = ids(&train)?;
     let order = Order::new(reports.len(), config.seed);
     let watched = ids(&texts(Split::Validation))?;
-    let mut language = Language { config, stage, model: Llama::new(&sizes, &params)?, reports, watched, order };
+    let mut model = Llama::new(&sizes, &params)?;
+    model.set_recompute(stage.training.recompute);
+    let mut language = Language { config, stage, model, reports, watched, order };
     let mut optimizer = AdamW::new(params.trainable(), stage.training.optimizer.clone());
     let ended = Loop::new(config, &stage.training, &folder, resume)?.run(&mut language, &mut optimizer)?;
     weights::save(&folder.path("model.safetensors"), &params.tensors(), &HashMap::from([("format".to_string(), "pt".to_string())]))?;
@@ -106,14 +108,13 @@ impl Stage for Language<'_> {
         let tokens: usize = batch.iter().map(|&index| self.reports[index].len() - 1).sum();
         let parts: Vec<&[usize]> = batch.chunks(training.micro_batch).collect();
         let this = &*self;
-        let results = in_threads(&parts, this.config.threads, |_, part| {
+        let (losses, gradients) = sum_in_threads(&parts, this.config.threads, |_, part| {
             let reports: Vec<&Vec<u32>> = part.iter().map(|&index| &this.reports[index]).collect();
             let loss = (this.loss_sum(&reports)?.0 / tokens as f64)?;
             Ok((f64::from(loss.to_scalar::<f32>()?), optimizer.gradients(&mut loss.backward()?)))
         })?;
-        let (losses, gradients): (Vec<f64>, Vec<_>) = results.into_iter().unzip();
         let metrics = Map::from_iter([("tokens".to_string(), json!(tokens))]);
-        Ok(StepOutcome { gradients: sum_gradients(gradients)?, loss: losses.iter().sum(), count: tokens, metrics })
+        Ok(StepOutcome { gradients, loss: losses.iter().sum(), count: tokens, metrics })
     }
 
     fn validate(&mut self) -> Result<Validation> {

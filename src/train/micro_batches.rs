@@ -1,7 +1,8 @@
 //! A batch in micro-batches: several at once on their own threads, gradients summed in a fixed order.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::{Error, Result};
 
@@ -34,13 +35,48 @@ pub fn in_threads<T: Sync, R: Send>(items: &[T], threads: usize, work: impl Fn(u
 /// otherwise take the cores from each other.
 fn pools(count: usize) -> Result<Vec<Arc<rayon::ThreadPool>>> {
     static POOLS: Mutex<Vec<Arc<rayon::ThreadPool>>> = Mutex::new(Vec::new());
-    let mut pools = POOLS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
     while pools.len() < count {
         // candle walks a graph recursively: a deep model needs more than a thread's usual 2 MiB
         let pool = rayon::ThreadPoolBuilder::new().num_threads(1).stack_size(256 << 20).build();
         pools.push(Arc::new(pool.map_err(|e| Error::Invalid(format!("a thread could not be started: {e}")))?));
     }
     Ok(pools[..count].to_vec())
+}
+
+/// As [`in_threads`], for work that gives gradients too: they are added up as they come, in the items' order, and only those that wait
+/// for an earlier item's are kept.
+pub fn sum_in_threads<T: Sync, R: Send>(
+    items: &[T],
+    threads: usize,
+    work: impl Fn(usize, &T) -> Result<(R, Gradients)> + Sync,
+) -> Result<(Vec<R>, Gradients)> {
+    let sum = Mutex::new(OrderedSum::default());
+    let results = in_threads(items, threads, |index, item| {
+        let (result, gradients) = work(index, item)?;
+        sum.lock().unwrap_or_else(PoisonError::into_inner).add(index, gradients)?;
+        Ok(result)
+    })?;
+    Ok((results, sum.into_inner().unwrap_or_else(PoisonError::into_inner).total))
+}
+
+#[derive(Default)]
+struct OrderedSum {
+    total: Gradients,
+    /// Items in `total`.
+    added: usize,
+    waiting: BTreeMap<usize, Gradients>,
+}
+
+impl OrderedSum {
+    fn add(&mut self, index: usize, gradients: Gradients) -> Result<()> {
+        self.waiting.insert(index, gradients);
+        while let Some(next) = self.waiting.remove(&self.added) {
+            self.total = sum_gradients(vec![std::mem::take(&mut self.total), next])?;
+            self.added += 1;
+        }
+        Ok(())
+    }
 }
 
 /// The sum of the micro-batches' gradients, in their order: the same bits whatever thread ended first.
@@ -102,6 +138,22 @@ mod tests {
         assert!((values[0] - 0.6).abs() < 1e-6 && (values[1] - 0.8).abs() < 1e-6);
         let (kept, _) = clip(gradients(&[3.0, 4.0]), Some(10.0)).unwrap();
         assert_eq!(kept["w"].to_vec1::<f32>().unwrap(), [3.0, 4.0]);
+    }
+
+    #[test]
+    fn gradients_are_added_in_the_items_order_whatever_thread_ends_first() {
+        // in f32, 1e8 + 1 - 1e8 is 0 and 1e8 - 1e8 + 1 is 1
+        let items: Vec<f32> = [1e8, -1e8, 1.0, 2e8, 3.0, -2e8].repeat(3);
+        let work = |index: usize, item: &f32| {
+            std::thread::sleep(std::time::Duration::from_millis((7 * index as u64) % 5 * 3));
+            Ok((index, gradients(&[*item])))
+        };
+        let in_order = items.iter().fold(0.0f32, |sum, item| sum + item);
+        for threads in [1, 2, 4] {
+            let (results, sum) = sum_in_threads(&items, threads, work).unwrap();
+            assert_eq!(results, (0..items.len()).collect::<Vec<_>>());
+            assert_eq!(sum["w"].to_vec1::<f32>().unwrap(), [in_order]);
+        }
     }
 
     #[test]

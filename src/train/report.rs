@@ -15,7 +15,7 @@ use crate::text::label_report;
 use crate::weights::{self, Params};
 use crate::{Error, Result};
 
-use super::micro_batches::{in_threads, sum_gradients};
+use super::micro_batches::{in_threads, sum_in_threads};
 use super::optimizer::AdamW;
 use super::order::{Order, step_rng};
 use super::run_folder::{Checkpoint, RunFolder};
@@ -33,18 +33,21 @@ pub struct ReportOutcome {
     pub cut: usize,
 }
 
-struct ReportStage<'a> {
+/// Stage two between its steps.
+pub struct ReportStage<'a> {
     config: &'a Config,
     training: &'a TrainingConfig,
     kind: DecoderKind,
     run: &'a Path,
     decoder: ReportDecoder,
+    params: Params,
     studies: Vec<&'a CachedStudy>,
     reports: Vec<TargetReport>,
     watched: Vec<(&'a CachedStudy, TargetReport)>,
     /// The findings that are rarest among the training studies.
     rare: Vec<usize>,
     order: Order,
+    cut: usize,
 }
 
 /// Validation studies whose loss is measured at each checkpoint.
@@ -66,17 +69,13 @@ pub fn train_report_for(
 ) -> Result<ReportOutcome> {
     check_patients(cache)?;
     let folder = RunFolder::create(run.join(kind.name()))?;
-    let (assembled, trainable) = fresh(config, run, kind)?;
-    let Assembled { decoder, params } = assembled;
-    let (mut stage, cut) = ReportStage::new(config, cache, run, kind, decoder)?;
-    let factor = if kind == DecoderKind::Llama { config.llama.projector_lr_factor } else { 1.0 };
-    let mut optimizer = AdamW::new(trainable, stage.training.optimizer.clone()).scale_lr(factor, |name| name.starts_with("projector."));
+    let (mut stage, mut optimizer) = ReportStage::start(config, cache, run, kind)?;
     let looped = Loop { stop_after, ..Loop::new(config, stage.training, &folder, resume)? };
     let ended = looped.run(&mut stage, &mut optimizer)?;
     if ended.finished {
-        stage.save(&params)?;
+        stage.save()?;
     }
-    Ok(ReportOutcome { ended, studies: [stage.studies.len(), stage.watched.len()], cut })
+    Ok(ReportOutcome { ended, studies: [stage.studies.len(), stage.watched.len()], cut: stage.cut })
 }
 
 /// A decoder to be trained, with its trained tensors by name.
@@ -126,11 +125,25 @@ fn take_bert(folder: &Path, trainable: &[(String, Var)]) -> Result<()> {
 }
 
 impl<'a> ReportStage<'a> {
-    fn new(config: &'a Config, cache: &'a Cache, run: &'a Path, kind: DecoderKind, mut decoder: ReportDecoder) -> Result<(Self, usize)> {
+    /// The stage and its optimiser before the first step, from a run that has observed the cache's studies.
+    pub fn start(config: &'a Config, cache: &'a Cache, run: &'a Path, kind: DecoderKind) -> Result<(Self, AdamW)> {
+        let (assembled, trainable) = fresh(config, run, kind)?;
+        let stage = ReportStage::new(config, cache, run, kind, assembled)?;
+        let factor = if kind == DecoderKind::Llama { config.llama.projector_lr_factor } else { 1.0 };
+        let optimizer = AdamW::new(trainable, stage.training.optimizer.clone());
+        Ok((stage, optimizer.scale_lr(factor, |name| name.starts_with("projector."))))
+    }
+
+    fn new(config: &'a Config, cache: &'a Cache, run: &'a Path, kind: DecoderKind, assembled: Assembled) -> Result<Self> {
+        let Assembled { mut decoder, params } = assembled;
         let (training, limit, rare) = match kind {
             DecoderKind::Llama => (&config.llama.training, config.llama.max_report_tokens, config.llama.rare_token_weight),
             DecoderKind::Bert => (&config.bert.training, config.bert.max_report_tokens, config.bert.rare_token_weight),
         };
+        match decoder.network_mut() {
+            Network::Llama { model, .. } => model.set_recompute(training.recompute),
+            Network::Bert(model) => model.set_recompute(training.recompute),
+        }
         let studies = cache.split(Split::Train);
         if studies.is_empty() {
             return Err(Error::file(cache.root(), "holds no training study"));
@@ -152,7 +165,7 @@ impl<'a> ReportStage<'a> {
         let cut = cut.into_iter().filter(|cut| *cut).count();
         let labels = studies.iter().map(|study| study.labels.unwrap_or_else(|| label_report(&study.report)));
         let rare = if training.watch.studies > 0 { rare_findings(&labels.collect::<Vec<_>>()) } else { Vec::new() };
-        Ok((ReportStage { config, training, kind, run, decoder, studies, reports, watched, rare, order }, cut))
+        Ok(ReportStage { config, training, kind, run, decoder, params, studies, reports, watched, rare, order, cut })
     }
 
     /// Visual tokens (n, V, h) of studies.
@@ -176,8 +189,8 @@ impl<'a> ReportStage<'a> {
     }
 
     /// Writes the finished decoder: LLaMA's adapter in PEFT's format with the projector beside it, or BERT whole.
-    fn save(&self, params: &Params) -> Result<()> {
-        let mut tensors = params.tensors();
+    fn save(&self) -> Result<()> {
+        let mut tensors = self.params.tensors();
         if let Some(projector) = self.decoder.projector() {
             tensors.extend(projector.statistics().into_iter().map(|(name, tensor)| (format!("projector.{name}"), tensor)));
         }
@@ -206,19 +219,18 @@ impl Stage for ReportStage<'_> {
         let tokens: usize = batch.iter().map(|&index| self.reports[index].ids.len()).sum();
         let parts: Vec<&[usize]> = batch.chunks(self.training.micro_batch).collect();
         let this = &*self;
-        let results = in_threads(&parts, this.config.threads, |part_index, part| {
+        let (losses, gradients) = sum_in_threads(&parts, this.config.threads, |part_index, part| {
             let names: Vec<&str> = part.iter().map(|&index| this.studies[index].name.as_str()).collect();
             let reports: Vec<&TargetReport> = part.iter().map(|&index| &this.reports[index]).collect();
             let mut dropout = step_rng(this.config.seed ^ 0xD1, step, part_index);
             let loss = (this.decoder.loss_sum(&this.tokens(&names)?, &reports, Some(&mut dropout))? / weight)?;
             Ok((f64::from(loss.to_scalar::<f32>()?), optimizer.gradients(&mut loss.backward()?)))
         })?;
-        let (losses, gradients): (Vec<f64>, Vec<_>) = results.into_iter().unzip();
         let metrics = Map::from_iter([
             ("tokens".to_string(), json!(tokens)),
             ("epoch".to_string(), json!(self.order.epoch(step, self.training.batch))),
         ]);
-        Ok(StepOutcome { gradients: sum_gradients(gradients)?, loss: losses.iter().sum(), count: tokens, metrics })
+        Ok(StepOutcome { gradients, loss: losses.iter().sum(), count: tokens, metrics })
     }
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>> {

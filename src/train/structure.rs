@@ -21,8 +21,8 @@ use crate::text::Structures;
 use crate::weights;
 use crate::{Error, Result};
 
-use super::micro_batches::{in_threads, sum_gradients};
-use super::optimizer::{AdamW, Gradients};
+use super::micro_batches::{in_threads, sum_gradients, sum_in_threads};
+use super::optimizer::AdamW;
 use super::order::{Order, step_rng};
 use super::run_folder::{Checkpoint, RunFolder};
 use super::stage::{Ended, Loop, Stage, StepOutcome};
@@ -42,7 +42,8 @@ pub struct StructureOutcome {
     pub queue: Vec<usize>,
 }
 
-struct StructureStage<'a> {
+/// Stage one between its steps.
+pub struct StructureStage<'a> {
     config: &'a Config,
     cache: &'a Cache,
     studies: Vec<&'a CachedStudy>,
@@ -67,9 +68,8 @@ pub fn train_structure_for(config: &Config, cache: &Cache, run: &Path, resume: b
     cache.check(&config.volume)?;
     check_patients(cache)?;
     let folder = RunFolder::create(run.join("structure"))?;
-    let mut stage = StructureStage::new(config, cache)?;
+    let (mut stage, mut optimizer) = StructureStage::start(config, cache)?;
     let training = &config.train_structure.training;
-    let mut optimizer = AdamW::new(stage.observer.trainable(), training.optimizer.clone());
     let looped = Loop { stop_after, ..Loop::new(config, training, &folder, resume)? };
     let ended = looped.run(&mut stage, &mut optimizer)?;
     if ended.finished {
@@ -83,6 +83,13 @@ pub fn train_structure_for(config: &Config, cache: &Cache, run: &Path, resume: b
 }
 
 impl<'a> StructureStage<'a> {
+    /// The stage and its optimiser before the first step.
+    pub fn start(config: &'a Config, cache: &'a Cache) -> Result<(Self, AdamW)> {
+        let stage = StructureStage::new(config, cache)?;
+        let optimizer = AdamW::new(stage.observer.trainable(), config.train_structure.training.optimizer.clone());
+        Ok((stage, optimizer))
+    }
+
     fn new(config: &'a Config, cache: &'a Cache) -> Result<Self> {
         let studies = cache.split(Split::Train);
         let mut watched = cache.split(Split::Validation);
@@ -104,6 +111,7 @@ impl<'a> StructureStage<'a> {
         }
         let mut observer = Observer::fresh(config, text_width)?;
         observer.set_text_mean(means);
+        observer.set_recompute(config.train_structure.training.recompute);
         let order = Order::new(studies.len(), config.seed);
         let queue = queue(config);
         let structures = Structures::load(&config.text.structures)?.names().into_iter().map(String::from).collect();
@@ -126,6 +134,15 @@ impl<'a> StructureStage<'a> {
         };
         let volumes: Vec<Tensor> = names.iter().enumerate().map(volume).collect::<Result<_>>()?;
         Ok(Tensor::stack(&volumes, 0)?)
+    }
+
+    /// The observations of studies in training step `step`, the first of them its batch's `first`: augmented, with dropout, the same
+    /// whenever it is called. -> (n, S, h).
+    fn observe(&self, step: u64, first: usize, studies: &[usize]) -> Result<Tensor> {
+        let names: Vec<&str> = studies.iter().map(|&index| self.studies[index].name.as_str()).collect();
+        let volumes = self.volumes(&names, Some((step, first)))?;
+        let mut dropout = step_rng(self.config.seed ^ 0xD0, step, first);
+        Ok(self.observer.observe(&volumes, Some(&mut dropout))?.tokens)
     }
 
     /// The loss over a batch's observations (a leaf), its gradient to them and to the head, and what to log.
@@ -204,36 +221,29 @@ impl Stage for StructureStage<'_> {
         "studies"
     }
 
-    /// Features first, then the loss over the whole batch, then gradients volume by volume (GradCache with the graphs kept).
+    /// Features first, then the loss over the whole batch, then gradients micro-batch by micro-batch (GradCache, Gao et al., 2021). With
+    /// `recompute` no graph outlives the features: a micro-batch is observed again for its gradients.
     fn gradients(&mut self, step: u64, optimizer: &AdamW) -> Result<StepOutcome> {
-        let training = &self.config.train_structure.training;
+        let (training, threads) = (&self.config.train_structure.training, self.config.threads);
         let batch = self.order.batch(step, training.batch);
         let parts: Vec<(usize, &[usize])> =
             batch.chunks(training.micro_batch).enumerate().map(|(i, part)| (i * training.micro_batch, part)).collect();
         let this = &*self;
-        let observed = in_threads(&parts, this.config.threads, |_, (first, part)| {
-            let names: Vec<&str> = part.iter().map(|&index| this.studies[index].name.as_str()).collect();
-            let volumes = this.volumes(&names, Some((step, *first)))?;
-            let mut dropout = step_rng(this.config.seed ^ 0xD0, step, *first);
-            Ok(this.observer.observe(&volumes, Some(&mut dropout))?.tokens)
+        let observed = in_threads(&parts, threads, |_, (first, part)| {
+            let tokens = this.observe(step, *first, part)?;
+            Ok(if training.recompute { tokens.detach() } else { tokens })
         })?;
         let detached: Vec<Tensor> = observed.iter().map(Tensor::detach).collect();
         let tokens = Var::from_tensor(&Tensor::cat(&detached, 0)?)?;
         let (gradient, mut outcome) = self.contrast(&tokens, &batch, optimizer)?;
-        let mut start = 0;
-        let mut surrogates = Vec::new();
-        for tokens in observed {
-            let rows = tokens.dim(0)?;
-            surrogates.push((tokens, gradient.narrow(0, start, rows)?));
-            start += rows;
-        }
-        let threads = self.config.threads;
-        let back = in_threads(&surrogates, threads, |_, (tokens, gradient)| {
+        let this = &*self;
+        let (_, gradients) = sum_in_threads(&parts, threads, |index, (first, part)| {
+            let tokens = if training.recompute { this.observe(step, *first, part)? } else { observed[index].clone() };
+            let gradient = gradient.narrow(0, *first, part.len())?;
             let mut store = (tokens * gradient)?.sum_all()?.backward()?;
-            Ok(optimizer.gradients(&mut store))
+            Ok(((), optimizer.gradients(&mut store)))
         })?;
-        let head: Gradients = std::mem::take(&mut outcome.gradients);
-        outcome.gradients = sum_gradients(std::iter::once(head).chain(back).collect())?;
+        outcome.gradients = sum_gradients(vec![outcome.gradients, gradients])?;
         Ok(outcome)
     }
 

@@ -165,6 +165,12 @@ impl CtVit {
         &self.config
     }
 
+    /// Whether each layer is run again in the backward pass instead of keeping what it computed; the gradients are the same bits.
+    pub fn set_recompute(&mut self, recompute: bool) {
+        self.spatial.set_recompute(recompute);
+        self.temporal.set_recompute(recompute);
+    }
+
     /// volumes: (B, 1, F, H, W) in [-1, 1] -> tokens before vector quantisation (B, T, Gh, Gw, C).
     pub fn encode(&self, volumes: &Tensor) -> Result<Tensor> {
         Ok(self.stages(volumes)?.tokens)

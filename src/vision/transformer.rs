@@ -2,6 +2,7 @@
 
 use candle_core::{D, Tensor};
 use ctscribe_ops::{self as ops, Attention, ConvPadding};
+use rand_chacha::ChaCha8Rng;
 
 use crate::Result;
 use crate::weights::{Init, Params};
@@ -16,16 +17,17 @@ const SCALE: f64 = 8.0;
 pub struct Transformer {
     layers: Vec<Layer>,
     norm_out: ScaleNorm,
+    recompute: bool,
 }
 
 /// Layer norm whose shift is a buffer (zero in real checkpoints, honoured all the same).
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct ScaleNorm {
     gamma: Tensor,
     beta: Tensor,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Layer {
     conv: [Tensor; 2],
     norm: ScaleNorm,
@@ -55,16 +57,26 @@ impl Transformer {
     /// `depth` layers.
     pub fn new(config: &CtVitConfig, depth: usize, params: &Params) -> Result<Self> {
         let layers = (0..depth).map(|index| Layer::new(config, &params.at("layers").at(index)));
-        Ok(Transformer { layers: layers.collect::<Result<_>>()?, norm_out: ScaleNorm::new(config.dim, &params.at("norm_out"))? })
+        let norm_out = ScaleNorm::new(config.dim, &params.at("norm_out"))?;
+        Ok(Transformer { layers: layers.collect::<Result<_>>()?, norm_out, recompute: false })
+    }
+
+    /// Whether each layer is run again in the backward pass instead of keeping what it computed.
+    pub fn set_recompute(&mut self, recompute: bool) {
+        self.recompute = recompute;
     }
 
     /// x: (n, m, C) of a grid (B, T, Gh, Gw), bias: (heads, m, m) -> (n, m, C).
     pub fn forward(&self, x: &Tensor, grid: (usize, usize, usize, usize), bias: Option<&Tensor>) -> Result<Tensor> {
         let mut x = x.clone();
         for layer in &self.layers {
-            x = (layer.position(&x, grid)? + &x)?;
-            x = (layer.attend(&x, bias)? + &x)?;
-            x = (layer.feed(&x)? + &x)?;
+            x = if self.recompute {
+                let inputs: Vec<&Tensor> = [&x].into_iter().chain(bias).collect();
+                let layer = layer.clone();
+                ops::checkpoint(&inputs, None::<&mut ChaCha8Rng>, move |inputs, _| layer.forward(&inputs[0], grid, inputs.get(1)))?
+            } else {
+                layer.forward(&x, grid, bias)?
+            };
         }
         self.norm_out.forward(&x)
     }
@@ -97,6 +109,13 @@ impl Layer {
             heads: config.heads,
             dim_head: config.dim_head,
         })
+    }
+
+    /// x: (n, m, C) of a grid (B, T, Gh, Gw), bias: (heads, m, m) -> (n, m, C).
+    fn forward(&self, x: &Tensor, grid: (usize, usize, usize, usize), bias: Option<&Tensor>) -> Result<Tensor> {
+        let x = (self.position(x, grid)? + x)?;
+        let x = (self.attend(&x, bias)? + &x)?;
+        Ok((self.feed(&x)? + &x)?)
     }
 
     /// The position convolution. The flat layout of both stages is reshaped, not permuted, to (B, T, Gh, Gw, C): in the temporal

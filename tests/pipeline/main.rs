@@ -1,7 +1,10 @@
 //! The whole job on a few tiny phantoms: what each stage writes, what the next one reads, and that an interrupted run ends like an unbroken one.
 
+mod equivalence;
+mod frozen;
 mod guards;
 mod overfit;
+mod recompute;
 mod resume;
 mod stages;
 mod tiny;

@@ -2,6 +2,7 @@
 
 mod attention;
 mod check;
+mod checkpoint;
 mod conv3d;
 mod cross_entropy;
 mod elementwise;

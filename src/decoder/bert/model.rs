@@ -47,6 +47,7 @@ pub struct BertDecoder {
     transform: [Tensor; 2],
     transform_norm: [Tensor; 2],
     bias: Tensor,
+    recompute: bool,
 }
 
 impl BertDecoder {
@@ -78,6 +79,7 @@ impl BertDecoder {
             transform: linear(&predictions.at("transform.dense"), width, width)?,
             transform_norm: norm(&predictions.at("transform.LayerNorm"), width)?,
             bias: predictions.get("bias", &[config.vocab_size], Init::Zeros)?,
+            recompute: false,
             config: config.clone(),
         })
     }
@@ -85,6 +87,11 @@ impl BertDecoder {
     /// The sizes.
     pub fn config(&self) -> &BertDecoderConfig {
         &self.config
+    }
+
+    /// Whether each layer is run again in the backward pass instead of keeping what it computed; the gradients are the same bits.
+    pub fn set_recompute(&mut self, recompute: bool) {
+        self.recompute = recompute;
     }
 
     /// ids: (B, L) at positions `start..` -> (B, L, C).
@@ -119,7 +126,17 @@ impl BertDecoder {
     ) -> Result<Tensor> {
         let mut x = self.embed(ids, 0, dropout.as_deref_mut())?;
         for layer in &self.layers {
-            x = layer.forward(&x, (true, mask), Some((visual, visual_mask)), dropout.as_deref_mut())?;
+            // a view a layer: its two gradients are added first, whether or not it is recomputed
+            let (visual, dropout) = (visual.reshape(visual.shape())?, dropout.as_deref_mut());
+            x = if self.recompute {
+                let (layer, mask, visual_mask) = (layer.clone(), mask.cloned(), visual_mask.cloned());
+                let block = move |inputs: &[Tensor], dropout: Option<&mut ChaCha8Rng>| {
+                    layer.forward(&inputs[0], (true, mask.as_ref()), Some((&inputs[1], visual_mask.as_ref())), dropout)
+                };
+                ops::checkpoint(&[&x, &visual], dropout, block)?
+            } else {
+                layer.forward(&x, (true, mask), Some((&visual, visual_mask)), dropout)?
+            };
         }
         Ok(x)
     }

@@ -42,7 +42,7 @@ const GATE: usize = 4;
 const UP: usize = 5;
 const DOWN: usize = 6;
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Layer {
     input_norm: Tensor,
     post_norm: Tensor,
@@ -60,6 +60,7 @@ pub struct Llama {
     cos: Tensor,
     sin: Tensor,
     frozen: bool,
+    recompute: bool,
 }
 
 impl Llama {
@@ -82,7 +83,7 @@ impl Llama {
             model.at("layers").at(layer).unused("self_attn.rotary_emb.inv_freq");
         }
         let (cos, sin) = ops::rope_tables(0, config.max_position_embeddings, config.head_width(), config.rope_theta, params.device())?;
-        Ok(Llama { config: config.clone(), embedding, layers, norm, head, cos, sin, frozen: params.is_frozen() })
+        Ok(Llama { config: config.clone(), embedding, layers, norm, head, cos, sin, frozen: params.is_frozen(), recompute: false })
     }
 
     /// The sizes.
@@ -93,6 +94,11 @@ impl Llama {
     /// Where the weights live.
     pub fn device(&self) -> &Device {
         self.embedding.device()
+    }
+
+    /// Whether each layer is run again in the backward pass instead of keeping what it computed; the gradients are the same bits.
+    pub fn set_recompute(&mut self, recompute: bool) {
+        self.recompute = recompute;
     }
 
     /// Standard deviation of the embedding's values: what a projector's output should have at first.
@@ -116,7 +122,16 @@ impl Llama {
         let (cos, sin) = (self.cos.narrow(0, 0, length)?, self.sin.narrow(0, 0, length)?);
         let mut x = embeddings.clone();
         for layer in &self.layers {
-            x = layer.forward(&x, &self.config, (&cos, &sin), key_mask, dropout.as_deref_mut())?;
+            let dropout = dropout.as_deref_mut();
+            x = if self.recompute {
+                let (layer, config, cos, sin, key_mask) = (layer.clone(), self.config.clone(), cos.clone(), sin.clone(), key_mask.cloned());
+                let block = move |x: &[Tensor], dropout: Option<&mut ChaCha8Rng>| {
+                    layer.forward(&x[0], &config, (&cos, &sin), key_mask.as_ref(), dropout)
+                };
+                ops::checkpoint(&[&x], dropout, block)?
+            } else {
+                layer.forward(&x, &self.config, (&cos, &sin), key_mask, dropout)?
+            };
         }
         Ok(ops::rms_norm(&x, &self.norm, self.config.rms_norm_eps)?)
     }

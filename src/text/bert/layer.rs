@@ -37,7 +37,7 @@ pub(crate) fn layer_sizes((width, heads, ffn): (usize, usize, usize), (eps, drop
 }
 
 /// Multi-head attention with BERT's names (`self.query`, `output.dense`, ...).
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct BertAttention {
     query: [Tensor; 2],
     key: [Tensor; 2],
@@ -48,7 +48,7 @@ pub struct BertAttention {
 }
 
 /// A layer with BERT's names.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct BertLayer {
     pub(crate) attention: BertAttention,
     pub(crate) cross: Option<BertAttention>,

@@ -1,0 +1,145 @@
+//! Layers that are run again in the backward pass: the same gradients, to the bit, of every trained tensor.
+
+use candle_core::backprop::GradStore;
+use candle_core::{Device, Tensor, Var};
+use ctscribe::decoder::bert::BertDecoder;
+use ctscribe::decoder::{Llama, LlamaConfig};
+use ctscribe::text::bert::NormPlace;
+use ctscribe::train::step_rng;
+use ctscribe::vision::{CtVit, CtVitConfig, PatchEmbedding};
+use ctscribe::weights::Params;
+use ctscribe_lora::{LoraConfig, Targets};
+use rand::Rng;
+
+use crate::tiny;
+
+pub fn noise(shape: &[usize], seed: u64) -> Tensor {
+    let mut rng = step_rng(seed, 0, 0);
+    let values: Vec<f32> = (0..shape.iter().product()).map(|_| rng.random_range(-1.0..1.0)).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+fn ids(rows: usize, length: usize) -> Vec<Vec<u32>> {
+    (0..rows).map(|row| (0..length).map(|at| ((7 * row + 3 * at) % 40) as u32).collect()).collect()
+}
+
+pub fn bits(tensor: &Tensor) -> Vec<u32> {
+    tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|value| value.to_bits()).collect()
+}
+
+/// Fails unless every tensor of `vars` has a gradient, some of it not zero, and the same bits in both.
+#[track_caller]
+fn assert_same(what: &str, vars: &[(String, Var)], kept: &GradStore, recomputed: &GradStore) {
+    for (name, var) in vars {
+        let [kept, recomputed] =
+            [kept, recomputed].map(|store| bits(store.get(var).unwrap_or_else(|| panic!("{what}: {name} has no gradient"))));
+        assert!(kept.iter().any(|bits| *bits << 1 != 0), "{what}: the gradient of {name} is zero");
+        assert!(kept == recomputed, "{what}: the gradient of {name} differs");
+    }
+}
+
+/// Adapters on everything, B not zero.
+fn adapted(model: &mut Llama) -> Vec<(String, Var)> {
+    let target_modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"].map(String::from).to_vec();
+    model.attach_lora(&LoraConfig { dropout: 0.2, ..LoraConfig::plain(4, 8.0, Targets::Names(target_modules)) }, 3).unwrap();
+    let vars = model.lora_vars();
+    for (index, (_, var)) in vars.iter().enumerate() {
+        var.set(&(noise(var.dims(), 50 + index as u64) * 0.2).unwrap()).unwrap();
+    }
+    vars
+}
+
+fn llama_sizes() -> LlamaConfig {
+    let language = tiny::config(&[]).language.unwrap();
+    LlamaConfig { vocab_size: 40, num_hidden_layers: 3, tie_word_embeddings: false, ..language.model }
+}
+
+#[test]
+fn llama_recomputed_gives_the_same_bits_to_adapters_and_to_a_whole_fresh_model() {
+    for (rows, length, masked) in [(1, 5, false), (2, 17, true), (3, 40, false)] {
+        for frozen in [true, false] {
+            let params = Params::fresh(1, &Device::Cpu);
+            let params = if frozen { params.frozen() } else { params };
+            let mut model = Llama::new(&llama_sizes(), &params).unwrap();
+            let visual = Var::from_tensor(&noise(&[rows, 4, 32], 9)).unwrap();
+            let mut vars = if frozen { adapted(&mut model) } else { params.trainable() };
+            vars.push(("visual".to_string(), visual.clone()));
+            let mask = masked.then(|| {
+                Tensor::from_vec((0..rows * (length + 4)).map(|i| u8::from(i % 9 != 0)).collect(), (rows, length + 4), &Device::Cpu)
+                    .unwrap()
+            });
+            let mut gradients = |recompute: bool| {
+                model.set_recompute(recompute);
+                let text = model.embed(&Tensor::new(ids(rows, length), &Device::Cpu).unwrap()).unwrap();
+                let input = Tensor::cat(&[visual.as_tensor(), &text], 1).unwrap();
+                let hidden = model.forward(&input, mask.as_ref(), Some(&mut step_rng(4, 0, 0))).unwrap();
+                let weights = vec![(0..length + 4).map(|at| if at < 3 { 0.0 } else { 1.0 }).collect(); rows];
+                model.loss_sum(&hidden, &ids(rows, length + 4), &weights).unwrap().backward().unwrap()
+            };
+            let (kept, recomputed) = (gradients(false), gradients(true));
+            assert_same(&format!("LLaMA, {rows} x {length}, frozen {frozen}"), &vars, &kept, &recomputed);
+        }
+    }
+}
+
+#[test]
+fn the_bert_decoder_recomputed_gives_the_same_bits() {
+    let base = tiny::config(&[]).bert.model;
+    for (rows, length, norm) in [(1, 4, NormPlace::Post), (2, 13, NormPlace::Pre), (3, 31, NormPlace::Post)] {
+        let sizes = ctscribe::decoder::bert::BertDecoderConfig { vocab_size: 40, num_hidden_layers: 3, dropout: 0.2, norm, ..base.clone() };
+        let params = Params::fresh(1, &Device::Cpu);
+        let mut model = BertDecoder::new(&sizes, &params).unwrap();
+        let visual = Var::from_tensor(&noise(&[rows, 6, 32], 9)).unwrap();
+        let vars: Vec<_> = params.trainable().into_iter().chain([("visual".to_string(), visual.clone())]).collect();
+        let mut gradients = |recompute: bool| {
+            model.set_recompute(recompute);
+            let inputs = Tensor::new(ids(rows, length), &Device::Cpu).unwrap();
+            let hidden = model.forward(&inputs, None, (visual.as_tensor(), None), Some(&mut step_rng(4, 0, 0))).unwrap();
+            model.loss_sum(&hidden, &ids(rows, length), &vec![vec![1.0; length]; rows]).unwrap().backward().unwrap()
+        };
+        let (kept, recomputed) = (gradients(false), gradients(true));
+        // keys' biases move no attention: their gradient is rounding around zero
+        assert_same(&format!("BERT, {rows} x {length}"), &vars, &kept, &recomputed);
+    }
+}
+
+#[test]
+fn ct_vit_recomputed_gives_the_same_bits_in_both_transformers() {
+    let base = tiny::config(&[]).vision.ct_vit;
+    for (rows, frames, embedding) in [(1, 16, PatchEmbedding::Mlp), (2, 24, PatchEmbedding::LayerNormLinear), (3, 48, PatchEmbedding::Mlp)]
+    {
+        let sizes = CtVitConfig {
+            spatial_depth: 2,
+            temporal_depth: 2,
+            patch_embedding: embedding,
+            position_embedding: Default::default(),
+            ..base.clone()
+        };
+        let params = Params::fresh(1, &Device::Cpu);
+        let mut model = CtVit::new(&sizes, &params).unwrap();
+        let volumes = noise(&[rows, 1, frames, 64, 48], 2);
+        let mut gradients = |recompute: bool| {
+            model.set_recompute(recompute);
+            let tokens = model.encode(&volumes).unwrap();
+            (&tokens * noise(tokens.dims(), 3)).unwrap().sum_all().unwrap().backward().unwrap()
+        };
+        let (kept, recomputed) = (gradients(false), gradients(true));
+        assert_same(&format!("CT-ViT, {rows} x {frames}"), &params.trainable(), &kept, &recomputed);
+    }
+}
+
+#[test]
+fn a_recomputed_graph_holds_a_small_part_of_the_values() {
+    let params = Params::fresh(1, &Device::Cpu).frozen();
+    let mut model = Llama::new(&LlamaConfig { num_hidden_layers: 12, ..llama_sizes() }, &params).unwrap();
+    adapted(&mut model);
+    let mut values = |recompute: bool| -> usize {
+        model.set_recompute(recompute);
+        let hidden = model.forward(&noise(&[2, 30, 32], 1), None, Some(&mut step_rng(4, 0, 0))).unwrap();
+        hidden.sorted_nodes().iter().filter(|node| !node.is_variable()).map(|node| node.elem_count()).sum()
+    };
+    let (kept, recomputed) = (values(false), values(true));
+    // a layer keeps its output, 2 x 30 x 32 values, and a knot for the input and each of 14 adapter tensors; beside them the last norm's output
+    assert_eq!(recomputed, 12 * (2 * 30 * 32 + 14) + 11 + 2 * 30 * 32);
+    assert!(kept > 20 * recomputed, "{kept} values kept, {recomputed} with recomputation");
+}
