@@ -3,6 +3,9 @@
 use std::fs;
 use std::process::Command;
 
+use ctscribe::config::Config;
+use ctscribe::data::Cache;
+use ctscribe::train::{RunFolder, train_structure_for};
 use serde_json::Value;
 
 use crate::trained::{run, succeed, text, trained};
@@ -33,45 +36,42 @@ fn runs_killed_at_random_moments_end_like_unbroken_ones() {
     }
 }
 
-/// Where no file may grow past a limit, as on a full disk.
+/// Where no file may grow past a limit, as on a full disk: small enough for metrics and curves, too small for tensors.
+fn on_a_full_disk(arguments: &[&str]) -> (bool, String) {
+    let command = "trap '' XFSZ; ulimit -f 300; exec \"$0\" \"$@\"";
+    let output = Command::new("bash").args(["-c", command, env!("CARGO_BIN_EXE_ctscribe")]).args(arguments).output().unwrap();
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
 #[test]
-fn a_checkpoint_that_cannot_be_written_is_an_error_and_the_earlier_one_stays() {
+fn on_a_full_disk_no_earlier_checkpoint_and_no_finished_model_is_lost() {
     let (root, data) = (tempfile::tempdir().unwrap(), trained().path("cache"));
-    let run_folder = root.path().join("run");
-    let steps = |steps: u64| format!("train_structure.training.steps={steps}");
-    let arguments = |resume: bool| {
-        let mut all =
-            vec!["train".to_string(), "structure".into(), "--data".into(), text(&data).into(), "--run".into(), text(&run_folder).into()];
-        if resume {
-            all.push("--resume".into());
-        } else {
-            let sets = [steps(4), "train_structure.training.batch=4".into(), "train_structure.training.checkpoint_every=1".into()];
-            all.extend(["--config".to_string(), "phantom".into()]);
-            all.extend(sets.into_iter().flat_map(|set| ["--set".to_string(), set]));
-        }
-        all
+    let sets = ["train_structure.training.steps=4", "train_structure.training.batch=4", "train_structure.training.checkpoint_every=1"];
+    let config = Config::load("phantom", &sets.map(String::from)).unwrap();
+    let cache = Cache::open(&data).unwrap();
+    let begun = |name: &str| {
+        let run_folder = root.path().join(name);
+        fs::create_dir_all(&run_folder).unwrap();
+        fs::write(run_folder.join("config.yaml"), config.to_yaml().unwrap()).unwrap();
+        train_structure_for(&config, &cache, &run_folder, false, Some(2)).unwrap();
+        run_folder
     };
-    let limited = |blocks: usize, resume: bool| {
-        let command = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
-        Command::new("bash").args(["-c", &command, env!("CARGO_BIN_EXE_ctscribe")]).args(arguments(resume)).output().unwrap()
-    };
-    // small enough for the configuration and the metrics, too small for the tensors
-    let output = limited(300, false);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success() && said.contains("checkpoints"), "{said}");
-    assert!(
-        fs::read_dir(run_folder.join("structure/checkpoints"))
-            .unwrap()
-            .flatten()
-            .all(|entry| entry.file_name().to_string_lossy().starts_with('.'))
-    );
-    let (code, _, err) = run(&arguments(true).iter().map(String::as_str).collect::<Vec<_>>());
-    assert_eq!(code, 0, "{err}");
-    let whole = fs::read(run_folder.join("structure/model.safetensors")).unwrap();
-    // the run is finished: nothing is left to write but the same model, and a failure to write it leaves the old one
-    let output = limited(300, true);
-    assert!(!output.status.success());
-    assert!(fs::read(run_folder.join("structure/model.safetensors")).unwrap() == whole, "the finished model was touched");
+    let (whole, broken) = (begun("whole"), begun("broken"));
+    let resume =
+        |folder: &std::path::Path| ["train", "structure", "--data", text(&data), "--run", text(folder), "--resume"].map(String::from);
+    let arguments = resume(&broken);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (succeeded, said) = on_a_full_disk(&arguments);
+    assert!(!succeeded && said.contains("checkpoints"), "{said}");
+    assert_eq!(RunFolder::create(broken.join("structure")).unwrap().latest_checkpoint().unwrap().unwrap().state.step, 2);
+    for folder in [&whole, &broken] {
+        succeed(&resume(folder).iter().map(String::as_str).collect::<Vec<_>>());
+    }
+    let model = |folder: &std::path::Path| fs::read(folder.join("structure/model.safetensors")).unwrap();
+    assert!(model(&whole) == model(&broken), "the run that met a full disk ended otherwise");
+    // the finished model is written again and cannot be: the old one stays
+    assert!(!on_a_full_disk(&arguments).0);
+    assert!(model(&whole) == model(&broken), "the finished model was touched");
 }
 
 #[test]
