@@ -1,5 +1,6 @@
 //! The real binary: what it prints, what it refuses, how it exits.
 
+mod adapters;
 mod bad_input;
 mod commands;
 mod documents;
