@@ -6,11 +6,12 @@ use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
-use crate::data::{Cache, Split};
+use crate::data::{Cache, CachedStudy, Subset};
 use crate::decoder::GenerationConfig;
-use crate::evaluate::{Evaluation, Pair, RetrievalScores, evaluate, retrieval};
+use crate::evaluate::{Evaluation, Pair, RetrievalScores, evaluate_with, retrieval};
 use crate::generate::{DecoderKind, Observed, Observer, Visual, centre, encode_reports, open_decoder, stack_features, write_split};
 use crate::structure::{LossConfig, RetrievalRule, report_to_volume_scores};
+use crate::text::Labeller;
 use crate::weights::write_aside;
 use crate::{Error, Result};
 
@@ -18,29 +19,37 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Question {
     /// The studies.
-    pub split: Split,
+    pub split: Subset,
     /// Own visual tokens, or another patient's.
     pub visual: Visual,
     /// At most so many studies, the first by name.
     pub limit: Option<usize>,
 }
 
-/// Writes and scores the reports of a split; `RUN/DECODER/reports/` keeps both, shuffled ones under their own name.
+/// Writes and scores the reports of a split, findings read by the rules.
 pub fn evaluate_run(
-    (config, cache, run): (&Config, &Cache, &Path),
+    place: (&Config, &Cache, &Path),
     kind: DecoderKind,
     question: Question,
     generation: Option<&GenerationConfig>,
     done: &mut dyn FnMut(usize),
 ) -> Result<(Evaluation, Vec<Pair>)> {
-    let mut studies = cache.split(question.split);
+    evaluate_run_with(place, (kind, &Labeller::Rules), question, generation, done)
+}
+
+/// Writes and scores the reports of a split; `RUN/DECODER/reports/` keeps both, shuffled ones under their own name.
+pub fn evaluate_run_with(
+    (config, cache, run): (&Config, &Cache, &Path),
+    (kind, labeller): (DecoderKind, &Labeller),
+    question: Question,
+    generation: Option<&GenerationConfig>,
+    done: &mut dyn FnMut(usize),
+) -> Result<(Evaluation, Vec<Pair>)> {
+    let mut studies = cache.subset(question.split)?;
     studies.truncate(question.limit.unwrap_or(usize::MAX));
-    if studies.is_empty() {
-        return Err(Error::file(cache.root(), format!("holds no study of the split {:?}", question.split)));
-    }
     let decoder = open_decoder(config, run, kind, None)?;
     let texts = write_split(&decoder, generation.unwrap_or(kind.generation(config)), run, &studies, question.visual, done)?;
-    let pair = |(study, generated): (&&crate::data::CachedStudy, String)| Pair {
+    let pair = |(study, generated): (&&CachedStudy, String)| Pair {
         study: study.name.clone(),
         generated,
         reference: study.report.clone(),
@@ -48,9 +57,9 @@ pub fn evaluate_run(
     };
     let pairs: Vec<Pair> = studies.iter().zip(texts).map(pair).collect();
     let suffix = if question.visual == Visual::Shuffled { "-shuffled" } else { "" };
-    let evaluation = evaluate(&format!("{}{suffix}", kind.name()), &pairs)?;
-    let split = format!("{:?}", question.split).to_lowercase();
-    save(&run.join(kind.name()).join("reports"), &format!("{split}{suffix}"), &evaluation, &pairs)?;
+    let mut evaluation = evaluate_with(&format!("{}{suffix}", kind.name()), &pairs, labeller)?;
+    evaluation.split = Some(cache.split_record(question.split, studies.len())?);
+    save(&run.join(kind.name()).join("reports"), &format!("{}{suffix}", question.split), &evaluation, &pairs)?;
     Ok((evaluation, pairs))
 }
 
@@ -70,16 +79,12 @@ pub fn read_evaluation(path: &Path) -> Result<Evaluation> {
 }
 
 /// Report-to-volume retrieval among a split's observed studies.
-pub fn retrieve(config: &Config, cache: &Cache, run: &Path, split: Split) -> Result<RetrievalScores> {
-    let studies = cache.split(split);
-    if studies.is_empty() {
-        return Err(Error::file(cache.root(), format!("holds no study of the split {split:?}")));
-    }
+pub fn retrieve(config: &Config, cache: &Cache, run: &Path, split: impl Into<Subset>) -> Result<RetrievalScores> {
+    let studies = cache.subset(split.into())?;
     let observer = Observer::of_run(config, run)?;
     let visual: Vec<Tensor> =
         studies.iter().map(|study| Ok(Observed::read(run, &study.name)?.contrast.to_dtype(DType::F32)?)).collect::<Result<_>>()?;
-    let reports: Vec<&str> = studies.iter().map(|study| study.report.as_str()).collect();
-    let (mut features, width) = encode_reports(config, &reports, Some(cache.root()))?;
+    let (mut features, width) = encode_reports(config, &studies, Some(cache.root()))?;
     if matches!(config.structure.loss, LossConfig::Ours(_)) {
         centre(&mut features, observer.text_mean())?;
     }

@@ -163,7 +163,7 @@ fn prepare_all(config: &Config, dataset: &Path, cache: &Path) -> Result<Cache> {
 /// Scores of LLaMA, BERT and shuffled LLaMA on held-out phantoms, and the pairs of the first two.
 fn score(config: &Config, cache: &Cache, run: &Path) -> Result<(Vec<Evaluation>, [Vec<Pair>; 2])> {
     let ask = |kind: DecoderKind, visual: Visual| {
-        let question = Question { split: Split::Test, visual, limit: None };
+        let question = Question { split: Split::Test.into(), visual, limit: None };
         evaluate_run((config, cache, run), kind, question, None, &mut |_| {})
     };
     let (llama, llama_pairs) = ask(DecoderKind::Llama, Visual::Own)?;

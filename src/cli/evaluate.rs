@@ -4,15 +4,15 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
-use crate::assess::{Question, evaluate_run};
+use crate::assess::{Question, evaluate_run_with};
 use crate::config::Config;
-use crate::data::Cache;
-use crate::evaluate::{Evaluation, Pair, evaluate};
+use crate::data::{Cache, Subset};
+use crate::evaluate::{Evaluation, Pair, evaluate_with};
 use crate::generate::Visual;
 use crate::train::Progress;
 use crate::{Error, Result};
 
-use super::run::{DecoderArg, SplitArg, print_json};
+use super::run::{DecoderArg, LabellerArgs, print_json};
 
 /// Arguments of `evaluate`.
 #[derive(Debug, clap::Args)]
@@ -26,9 +26,10 @@ pub struct Args {
     /// Which decoder.
     #[arg(long, default_value = "llama")]
     decoder: DecoderArg,
-    /// Which studies.
+    /// Which studies: train, validation, test, or a published split (ct-rate-valid-volumes, ct-rate-valid-scans,
+    /// ct-rate-valid-500-characters, ctrg-test).
     #[arg(long, default_value = "test")]
-    split: SplitArg,
+    split: Subset,
     /// From the study's own visual tokens, or from another patient's.
     #[arg(long, default_value = "own")]
     visual: VisualArg,
@@ -38,6 +39,8 @@ pub struct Args {
     /// Reports from elsewhere: a CSV with the columns study, generated, reference, or JSON lines with these keys.
     #[arg(long, value_name = "FILE")]
     pairs: Option<PathBuf>,
+    #[command(flatten)]
+    labeller: LabellerArgs,
     /// As JSON, every study's contribution included.
     #[arg(long)]
     json: bool,
@@ -62,8 +65,9 @@ impl Args {
     }
 
     fn evaluation(&self) -> Result<Evaluation> {
+        let labeller = self.labeller.open()?;
         if let Some(path) = &self.pairs {
-            return evaluate(&path.display().to_string(), &read_pairs(path)?);
+            return evaluate_with(&path.display().to_string(), &read_pairs(path)?, &labeller);
         }
         let (Some(run), Some(data)) = (&self.run, &self.data) else {
             return Err(Error::Invalid("give --run and --data, or --pairs".to_string()));
@@ -73,10 +77,11 @@ impl Args {
             VisualArg::Own => Visual::Own,
             VisualArg::Shuffled => Visual::Shuffled,
         };
-        let question = Question { split: self.split.into(), visual, limit: self.limit };
-        let total = cache.split(question.split).len().min(self.limit.unwrap_or(usize::MAX));
+        let question = Question { split: self.split, visual, limit: self.limit };
+        let total = cache.subset(question.split)?.len().min(self.limit.unwrap_or(usize::MAX));
         let progress = Progress::new("write reports", total as u64);
-        let found = evaluate_run((&config, &cache, run), self.decoder.into(), question, None, &mut |done| progress.at(done as u64, ""))?;
+        let decoder = (self.decoder.into(), &labeller);
+        let found = evaluate_run_with((&config, &cache, run), decoder, question, None, &mut |done| progress.at(done as u64, ""))?;
         progress.finish("");
         Ok(found.0)
     }

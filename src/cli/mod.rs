@@ -6,6 +6,7 @@ mod compare;
 mod config;
 mod demo;
 mod evaluate;
+mod fetch;
 mod generate;
 mod inspect;
 mod observe;
@@ -38,6 +39,8 @@ enum Command {
     Generate(generate::Args),
     /// Say what a scan is and how its Hounsfield units were decided.
     Inspect(inspect::Args),
+    /// Stream CT-RATE from the Hugging Face hub: fetch each volume, prepare it, delete it, within a disk budget.
+    Fetch(fetch::Args),
     /// Prepare a dataset's volumes into a cache, with a verdict for each.
     Prepare(prepare::Args),
     /// Train stage one (structure) or stage two (report).
@@ -71,6 +74,7 @@ impl Cli {
             Command::Demo(args) => args.run(),
             Command::Generate(args) => args.run(),
             Command::Inspect(args) => args.run(),
+            Command::Fetch(args) => args.run(),
             Command::Prepare(args) => args.run(),
             Command::Train(args) => args.run(),
             Command::Observe(args) => args.run(),

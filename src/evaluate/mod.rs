@@ -13,10 +13,12 @@ use std::fmt;
 
 use comfy_table::{Table, presets};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use crate::text::{FINDINGS, LABELLER, label_report};
+use crate::data::SplitRecord;
+use crate::text::{FINDINGS, Labeller};
 use crate::{Error, Result};
+
+pub use crate::data::split_sha256;
 
 pub use bleu::{Bleu, bleu};
 pub use cider::cider;
@@ -66,8 +68,12 @@ pub struct Evaluation {
     pub studies: usize,
     /// SHA-256 of the sorted study names.
     pub split_sha256: String,
+    /// The split that the studies are of, where it is known.
+    pub split: Option<SplitRecord>,
     /// Who labelled generated reports.
     pub labeller: String,
+    /// Who labelled references: the labeller, the data set's own label file (`given`), or both for different studies.
+    pub reference_labeller: Option<String>,
     /// Scores by name and convention.
     pub metrics: BTreeMap<String, f64>,
     /// Precision, recall and F1 a finding.
@@ -76,8 +82,22 @@ pub struct Evaluation {
     pub per_study: Vec<StudyScores>,
 }
 
-/// Scores `pairs`. BLEU, ROUGE-L and CIDEr are pycocoevalcap's, over lower-case words without punctuation (`ptb_like`).
+/// Scores `pairs`, findings read by the rules.
 pub fn evaluate(run: &str, pairs: &[Pair]) -> Result<Evaluation> {
+    evaluate_with(run, pairs, &Labeller::Rules)
+}
+
+/// Who labelled the references of these pairs.
+fn reference_labeller(pairs: &[Pair], labeller: &Labeller) -> String {
+    match pairs.iter().filter(|pair| pair.labels.is_some()).count() {
+        0 => labeller.name().to_string(),
+        count if count == pairs.len() => "given".to_string(),
+        count => format!("given for {count}, {} for {}", labeller.name(), pairs.len() - count),
+    }
+}
+
+/// Scores `pairs`. BLEU, ROUGE-L and CIDEr are pycocoevalcap's, over lower-case words without punctuation (`ptb_like`).
+pub fn evaluate_with(run: &str, pairs: &[Pair], labeller: &Labeller) -> Result<Evaluation> {
     if pairs.is_empty() {
         return Err(Error::Invalid(format!("{run}: there is no pair to evaluate")));
     }
@@ -85,8 +105,11 @@ pub fn evaluate(run: &str, pairs: &[Pair]) -> Result<Evaluation> {
     let bleu = bleu(&tokens);
     let rouge: Vec<f64> = tokens.iter().map(|(hypothesis, reference)| rouge_l(hypothesis, reference)).collect();
     let cider_scores = cider(&tokens);
-    let expected: Vec<[bool; 18]> = pairs.iter().map(|pair| pair.labels.unwrap_or_else(|| label_report(&pair.reference))).collect();
-    let found: Vec<[bool; 18]> = pairs.iter().map(|pair| label_report(&pair.generated)).collect();
+    let unlabelled: Vec<&str> = pairs.iter().filter(|pair| pair.labels.is_none()).map(|pair| pair.reference.as_str()).collect();
+    let mut read = labeller.label(&unlabelled)?.into_iter();
+    let of_reference = |pair: &Pair| pair.labels.or_else(|| read.next()).expect("one was read for each without labels");
+    let expected: Vec<[bool; 18]> = pairs.iter().map(of_reference).collect();
+    let found = labeller.label(&pairs.iter().map(|pair| pair.generated.as_str()).collect::<Vec<_>>())?;
     let mut metrics = BTreeMap::new();
     let mut add = |name: &str, value: f64| metrics.insert(name.to_string(), value);
     for (order, value) in bleu.corpus.iter().enumerate() {
@@ -107,18 +130,13 @@ pub fn evaluate(run: &str, pairs: &[Pair]) -> Result<Evaluation> {
         run: run.to_string(),
         studies: pairs.len(),
         split_sha256: split_sha256(pairs.iter().map(|pair| pair.study.as_str())),
-        labeller: LABELLER.to_string(),
+        split: None,
+        labeller: labeller.name().to_string(),
+        reference_labeller: Some(reference_labeller(pairs, labeller)),
         metrics,
         findings,
         per_study: (0..pairs.len()).map(study).collect(),
     })
-}
-
-/// SHA-256 of study names, sorted, one a line: what a split is.
-pub fn split_sha256<'a>(names: impl Iterator<Item = &'a str>) -> String {
-    let mut names: Vec<&str> = names.collect();
-    names.sort_unstable();
-    Sha256::digest(names.join("\n").as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 pub(crate) fn mean(values: &[f64]) -> f64 {
@@ -127,7 +145,13 @@ pub(crate) fn mean(values: &[f64]) -> f64 {
 
 impl fmt::Display for Evaluation {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        writeln!(f, "{}: {} studies, labels by {}", self.run, self.studies, self.labeller)?;
+        let split = self.split.as_ref().map_or(String::new(), |split| match split.missing {
+            0 => format!(" (all of the split {})", split.name),
+            missing => format!(" of the split {} ({missing} of its {} are missing)", split.name, split.studies),
+        });
+        let reference =
+            self.reference_labeller.as_deref().filter(|by| *by != self.labeller).map_or(String::new(), |by| format!(", references' {by}"));
+        writeln!(f, "{}: {} studies{split}, labels by {}{reference}", self.run, self.studies, self.labeller)?;
         let mut table = Table::new();
         table.load_preset(presets::UTF8_BORDERS_ONLY).set_header(["metric", "value"]);
         for (name, value) in &self.metrics {

@@ -4,6 +4,7 @@ mod audit;
 pub mod bert;
 mod encoder;
 mod findings;
+mod labeller;
 mod reference_rules;
 mod report;
 mod structures;
@@ -14,6 +15,7 @@ pub use audit::{
 };
 pub use encoder::{EncoderConfig, Pooling, TextEncoder, padded};
 pub use findings::{FINDINGS, LABELLER, label_report};
+pub use labeller::{Labeller, RadBertLabeller};
 pub use report::{PromptText, Sections, report_text};
 pub use structures::{Assignment, Labelled, Rules, Structures};
 pub use tokenizer::Tokenizer;

@@ -83,7 +83,7 @@ mod tests {
     #[test]
     fn every_weight_that_a_preset_names_is_what_fetching_leaves() {
         let entries = catalogue().unwrap();
-        for preset in ["ct-rate-llama2-7b", "ct-rate-bert", "reference-code"] {
+        for preset in ["ct-rate-llama2-7b", "ct-rate-bert", "reference-code", "ctrg-548k"] {
             let text = std::fs::read_to_string(format!("{}/configs/{preset}.yaml", env!("CARGO_MANIFEST_DIR"))).unwrap();
             for part in text.split(" weights/").skip(1) {
                 let path: String = part.chars().take_while(|c| c.is_alphanumeric() || "-_./".contains(*c)).collect();

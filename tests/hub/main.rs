@@ -2,6 +2,7 @@
 
 mod cache;
 mod command;
+mod ct_rate;
 mod double;
 mod faults;
 mod refusals;
