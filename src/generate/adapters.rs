@@ -98,7 +98,7 @@ fn seeded_ids(model: &Llama) -> Vec<u32> {
 fn write_merged(model: &Llama, base: &Path, out: &Path, f32: bool) -> Result<()> {
     fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
     let mut tensors = weights::open(base)?;
-    for (name, weight) in model.projection_weights() {
+    for (name, weight) in model.projection_weights()? {
         let dtype = tensors.get(&name).map_or(DType::F32, Tensor::dtype);
         tensors.insert(name, weight.to_dtype(if f32 { DType::F32 } else { dtype })?);
     }

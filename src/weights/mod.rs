@@ -2,8 +2,10 @@
 
 mod catalogue;
 mod files;
+mod mapped;
 mod params;
 
 pub use catalogue::{CatalogueEntry, catalogue};
 pub use files::{metadata, open, part, save, sha256, write, write_aside};
+pub use mapped::{GgufMetadata, Mapped};
 pub use params::{Init, LoadReport, Params};

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::weights::GgufMetadata;
 use crate::{Error, Result};
 
 /// The part of a LLaMA `config.json` that decides what is computed.
@@ -70,6 +71,38 @@ impl LlamaConfig {
         let config: LlamaConfig = serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))?;
         let faults = config.faults("config");
         if faults.is_empty() { Ok(config) } else { Err(Error::file(path, faults.join("; "))) }
+    }
+
+    /// The sizes in a GGUF file's metadata (keys of llama.cpp's `llama` architecture).
+    pub fn of_gguf(path: &Path, metadata: &GgufMetadata, tie_word_embeddings: bool) -> Result<Self> {
+        let absent = |key: &str| Error::field(path, key, "the GGUF file does not say it");
+        let architecture = metadata.get("general.architecture").and_then(|value| value.to_string().ok());
+        if architecture.is_none_or(|architecture| architecture != "llama") {
+            return Err(Error::field(path, "general.architecture", format!("{architecture:?} is not supported (expected llama)")));
+        }
+        let number = |key: &str| -> Result<usize> {
+            let key = format!("llama.{key}");
+            let value = metadata.get(&key).and_then(|value| value.to_u32().ok());
+            value.map(|value| value as usize).ok_or_else(|| absent(&key))
+        };
+        let real = |key: &str| metadata.get(key).and_then(|value| value.to_f32().ok()).map(f64::from);
+        let epsilon = "llama.attention.layer_norm_rms_epsilon";
+        let words = metadata.get("tokenizer.ggml.tokens").and_then(|tokens| tokens.to_vec().ok()).map(Vec::len);
+        Ok(LlamaConfig {
+            hidden_size: number("embedding_length")?,
+            intermediate_size: number("feed_forward_length")?,
+            num_hidden_layers: number("block_count")?,
+            num_attention_heads: number("attention.head_count")?,
+            num_key_value_heads: number("attention.head_count_kv").ok(),
+            head_dim: number("attention.key_length").ok(),
+            vocab_size: number("vocab_size").ok().or(words).ok_or_else(|| absent("llama.vocab_size"))?,
+            max_position_embeddings: number("context_length")?,
+            // f32 in the file: 1e-5 as it was meant
+            rms_norm_eps: real(epsilon).map(|epsilon| (epsilon * 1e9).round() / 1e9).ok_or_else(|| absent(epsilon))?,
+            rope_theta: real("llama.rope.freq_base").unwrap_or_else(default_theta),
+            tie_word_embeddings,
+            initializer_range: default_range(),
+        })
     }
 
     /// Key-value heads.
