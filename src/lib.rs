@@ -41,6 +41,7 @@ pub mod document;
 pub mod train;
 pub mod viewer;
 
+pub mod bench;
 pub mod demo;
 pub mod verify;
 

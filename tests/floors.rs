@@ -12,7 +12,7 @@ const FLOORS: [&[&str]; 9] = [
     &["config"],
     &["generate", "evaluate"],
     &["train", "assess", "compare", "document", "viewer"],
-    &["demo", "verify"],
+    &["bench", "demo", "verify"],
     &["cli", "main"],
 ];
 

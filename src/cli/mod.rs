@@ -2,6 +2,7 @@
 //! Results go to stdout, everything else to stderr.
 
 mod adapter;
+mod bench;
 mod compare;
 mod config;
 mod demo;
@@ -60,6 +61,8 @@ enum Command {
     Text(text::Args),
     /// Write synthetic chests in CT-RATE's layout.
     Phantom(phantom::Args),
+    /// Time one piece of work: a training step, decoding, encoding, preparation.
+    Bench(bench::Args),
     /// Prove on your own configuration what is promised: that a killed run resumes byte for byte.
     Verify(verify::Args),
 }
@@ -82,6 +85,7 @@ impl Cli {
             Command::Config(args) => args.run(),
             Command::Text(args) => args.run(),
             Command::Phantom(args) => args.run(),
+            Command::Bench(args) => args.run(),
             Command::Verify(args) => args.run(),
         }
     }

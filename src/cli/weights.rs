@@ -1,13 +1,16 @@
 //! `ctscribe weights`.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 use comfy_table::{Table, presets};
 
-use crate::Result;
-use crate::weights::{catalogue, open, sha256};
+use crate::decoder::LlamaConfig;
+use crate::weights::{Mapped, Source, catalogue, open, sha256};
+use crate::{Error, Result};
 
+use super::phantom::WeightFormat;
 use super::run::print_json;
 
 /// Arguments of `weights`.
@@ -24,6 +27,18 @@ enum Action {
         /// As JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Writes a LLaMA with its weights quantised (GGUF), to train adapters on (QLoRA) and to generate with in little memory.
+    Quantize {
+        /// The model's folder, in Hugging Face's layout.
+        #[arg(value_name = "FOLDER")]
+        base: PathBuf,
+        /// Q4_K_M or Q8_0.
+        #[arg(long, value_name = "TYPE", default_value = "Q4_K_M")]
+        format: WeightFormat,
+        /// Where it goes: a folder that gets the GGUF file, the configuration and the tokenizer.
+        #[arg(long, value_name = "FOLDER")]
+        out: PathBuf,
     },
     /// The tensors of a checkpoint (.safetensors, .pt, .pth, .bin, or a folder), and a file's SHA-256.
     Inspect {
@@ -52,6 +67,7 @@ impl Args {
                 println!("{table}");
                 Ok(())
             }
+            Action::Quantize { base, format, out } => quantize(&base, format, &out),
             Action::Inspect { path } => {
                 let tensors: std::collections::BTreeMap<_, _> = open(&path)?.into_iter().collect();
                 let values: usize = tensors.values().map(candle_core::Tensor::elem_count).sum();
@@ -64,4 +80,18 @@ impl Args {
             }
         }
     }
+}
+
+fn quantize(base: &Path, format: WeightFormat, out: &Path) -> Result<()> {
+    let (sizes, mapped) = (LlamaConfig::read(&base.join("config.json"))?, Mapped::open(base)?);
+    let sources = sizes.tensors().into_iter().map(|(name, ..)| Source::mapped(&mapped, &name)).collect::<Result<Vec<_>>>()?;
+    let mut files = format.write(out, &sizes, &sources)?;
+    for name in ["tokenizer.json", "tokenizer.model", "tokenizer_config.json", "generation_config.json"] {
+        if base.join(name).is_file() {
+            fs::copy(base.join(name), out.join(name)).map_err(|e| Error::io(out.join(name), e))?;
+            files.push(out.join(name));
+        }
+    }
+    files.iter().for_each(|file| println!("{}", file.display()));
+    Ok(())
 }

@@ -52,7 +52,8 @@ pub fn llama_base(config: &Config, run: &Path) -> PathBuf {
     config.llama.base.clone().unwrap_or_else(|| run.join("language"))
 }
 
-/// A frozen LLaMA, its weights left in their files: a folder in Hugging Face's layout, or a GGUF file.
+/// A frozen LLaMA, its weights left in their files: a folder in Hugging Face's layout (with a GGUF file in
+/// safetensors' place, if it has one), or a GGUF file alone.
 pub fn open_llama(base: &Path) -> Result<Llama> {
     let path = base.join("config.json");
     if base.is_dir() && !path.is_file() {
@@ -60,8 +61,8 @@ pub fn open_llama(base: &Path) -> Result<Llama> {
     }
     let mapped = Mapped::open(base)?;
     let config = match mapped.gguf() {
-        Some(metadata) => LlamaConfig::of_gguf(base, metadata, mapped.shape("lm_head.weight").is_none())?,
-        None => LlamaConfig::read(&path)?,
+        Some(metadata) if !base.is_dir() => LlamaConfig::of_gguf(base, metadata, mapped.shape("lm_head.weight").is_none())?,
+        _ => LlamaConfig::read(&path)?,
     };
     let params = Params::mapped(mapped, &Device::Cpu);
     let model = Llama::new(&config, &params)?;

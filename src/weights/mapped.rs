@@ -41,17 +41,16 @@ impl std::fmt::Debug for Mapped {
 }
 
 impl Mapped {
-    /// Maps a `.gguf` or `.safetensors` file, or all `.safetensors` files of a folder (the shards that its index names, if it has one).
+    /// Maps a `.gguf` or `.safetensors` file, or a folder: the shards that its index names, else all its `.safetensors` files, else its one
+    /// `.gguf` file.
     pub fn open(path: &Path) -> Result<Self> {
         let mut mapped = Mapped { source: path.display().to_string(), entries: BTreeMap::new(), gguf: None };
-        if path.extension().is_some_and(|extension| extension == "gguf") {
-            mapped.add_gguf(path)?;
-        } else if path.is_dir() {
-            for shard in shards(path)? {
-                mapped.add_safetensors(&shard)?;
+        let files = if path.is_dir() { shards(path)? } else { vec![path.to_path_buf()] };
+        for file in files {
+            match file.extension().and_then(|extension| extension.to_str()) {
+                Some("gguf") => mapped.add_gguf(&file)?,
+                _ => mapped.add_safetensors(&file)?,
             }
-        } else {
-            mapped.add_safetensors(path)?;
         }
         Ok(mapped)
     }
@@ -167,10 +166,21 @@ fn shards(folder: &Path) -> Result<Vec<PathBuf>> {
         return Ok(files.into_iter().map(|file| folder.join(file)).collect());
     }
     let entries = fs::read_dir(folder).map_err(|e| Error::io(folder, e))?;
-    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-    files.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
-    files.sort();
-    if files.is_empty() { Err(Error::file(folder, "holds no .safetensors file")) } else { Ok(files) }
+    let (mut plain, mut gguf) = (Vec::new(), Vec::new());
+    for path in entries.flatten().map(|entry| entry.path()) {
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("safetensors") => plain.push(path),
+            Some("gguf") => gguf.push(path),
+            _ => {}
+        }
+    }
+    plain.sort();
+    match (plain.is_empty(), gguf.len()) {
+        (false, _) => Ok(plain),
+        (true, 1) => Ok(gguf),
+        (true, 0) => Err(Error::file(folder, "holds no .safetensors and no .gguf file")),
+        (true, count) => Err(Error::file(folder, format!("holds {count} .gguf files: name the one that is meant"))),
+    }
 }
 
 fn gguf_format(path: &Path, name: &str, dtype: GgmlDType) -> Result<Format> {
@@ -188,27 +198,39 @@ fn gguf_format(path: &Path, name: &str, dtype: GgmlDType) -> Result<Format> {
     }
 }
 
-/// llama.cpp's names of LLaMA's tensors (`llama-arch.cpp`) in Hugging Face's.
+/// llama.cpp's names of LLaMA's tensors (`llama-arch.cpp`) and Hugging Face's: of the whole model, then of a layer.
+const WHOLE: [(&str, &str); 3] =
+    [("token_embd.weight", "model.embed_tokens.weight"), ("output_norm.weight", "model.norm.weight"), ("output.weight", "lm_head.weight")];
+const PARTS: [(&str, &str); 9] = [
+    ("attn_norm.weight", "input_layernorm.weight"),
+    ("ffn_norm.weight", "post_attention_layernorm.weight"),
+    ("attn_q.weight", "self_attn.q_proj.weight"),
+    ("attn_k.weight", "self_attn.k_proj.weight"),
+    ("attn_v.weight", "self_attn.v_proj.weight"),
+    ("attn_output.weight", "self_attn.o_proj.weight"),
+    ("ffn_gate.weight", "mlp.gate_proj.weight"),
+    ("ffn_up.weight", "mlp.up_proj.weight"),
+    ("ffn_down.weight", "mlp.down_proj.weight"),
+];
+
 fn hugging_face_name(name: &str) -> Option<String> {
-    let whole = [("token_embd.weight", "model.embed_tokens.weight"), ("output_norm.weight", "model.norm.weight"), ("output.weight", "lm_head.weight")];
-    if let Some((_, other)) = whole.iter().find(|(own, _)| *own == name) {
+    if let Some((_, other)) = WHOLE.iter().find(|(own, _)| *own == name) {
         return Some(other.to_string());
     }
     let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
     layer.parse::<usize>().ok()?;
-    let part = match part {
-        "attn_norm.weight" => "input_layernorm.weight",
-        "ffn_norm.weight" => "post_attention_layernorm.weight",
-        "attn_q.weight" => "self_attn.q_proj.weight",
-        "attn_k.weight" => "self_attn.k_proj.weight",
-        "attn_v.weight" => "self_attn.v_proj.weight",
-        "attn_output.weight" => "self_attn.o_proj.weight",
-        "ffn_gate.weight" => "mlp.gate_proj.weight",
-        "ffn_up.weight" => "mlp.up_proj.weight",
-        "ffn_down.weight" => "mlp.down_proj.weight",
-        _ => return None,
-    };
-    Some(format!("model.layers.{layer}.{part}"))
+    let (_, other) = PARTS.iter().find(|(own, _)| *own == part)?;
+    Some(format!("model.layers.{layer}.{other}"))
+}
+
+/// llama.cpp's name of one of Hugging Face's.
+pub(super) fn gguf_name(name: &str) -> Option<String> {
+    if let Some((own, _)) = WHOLE.iter().find(|(_, other)| *other == name) {
+        return Some(own.to_string());
+    }
+    let (layer, part) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    let (own, _) = PARTS.iter().find(|(_, other)| *other == part)?;
+    Some(format!("blk.{layer}.{own}"))
 }
 
 /// Where Hugging Face's rows of a query or key projection lie: llama.cpp's converter puts a head's two halves side by side, pair by pair,

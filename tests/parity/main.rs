@@ -5,6 +5,7 @@ mod bert;
 mod ctvit;
 mod fixtures;
 mod llama;
+mod mapped;
 mod metrics;
 mod preparation;
 mod splitter;

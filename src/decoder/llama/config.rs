@@ -2,7 +2,11 @@
 
 use std::path::Path;
 
+use candle_core::quantized::gguf_file::Value;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::model::PROJECTIONS;
 
 use crate::weights::GgufMetadata;
 use crate::{Error, Result};
@@ -103,6 +107,85 @@ impl LlamaConfig {
             tie_word_embeddings,
             initializer_range: default_range(),
         })
+    }
+
+    /// What [`LlamaConfig::of_gguf`] reads.
+    pub fn gguf(&self) -> GgufMetadata {
+        let number = |value: usize| Value::U32(value as u32);
+        let pairs = [
+            ("general.architecture", Value::String("llama".to_string())),
+            ("llama.embedding_length", number(self.hidden_size)),
+            ("llama.feed_forward_length", number(self.intermediate_size)),
+            ("llama.block_count", number(self.num_hidden_layers)),
+            ("llama.attention.head_count", number(self.num_attention_heads)),
+            ("llama.attention.head_count_kv", number(self.kv_heads())),
+            ("llama.attention.key_length", number(self.head_width())),
+            ("llama.vocab_size", number(self.vocab_size)),
+            ("llama.context_length", number(self.max_position_embeddings)),
+            ("llama.rope.dimension_count", number(self.head_width())),
+            ("llama.attention.layer_norm_rms_epsilon", Value::F32(self.rms_norm_eps as f32)),
+            ("llama.rope.freq_base", Value::F32(self.rope_theta as f32)),
+        ];
+        pairs.into_iter().map(|(key, value)| (key.to_string(), value)).collect()
+    }
+
+    /// Names, shapes and fresh standard deviations (0: all one) of the model's tensors, in Hugging Face's order.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>, f64)> {
+        let (dim, ffn) = (self.hidden_size, self.intermediate_size);
+        let (q, kv) = (self.num_attention_heads * self.head_width(), self.kv_heads() * self.head_width());
+        let fan_in = |name: &str, outputs: usize, inputs: usize| (name.to_string(), vec![outputs, inputs], 1.0 / (inputs as f64).sqrt());
+        let norm = |name: String| (name, vec![dim], 0.0);
+        let mut tensors = vec![("model.embed_tokens.weight".to_string(), vec![self.vocab_size, dim], self.initializer_range)];
+        for layer in (0..self.num_hidden_layers).map(|layer| format!("model.layers.{layer}")) {
+            let sizes = [(q, dim), (kv, dim), (kv, dim), (dim, q), (ffn, dim), (ffn, dim), (dim, ffn)];
+            let projections = PROJECTIONS.iter().zip(sizes);
+            tensors.extend(projections.map(|(name, (outputs, inputs))| fan_in(&format!("{layer}.{name}.weight"), outputs, inputs)));
+            tensors.push(norm(format!("{layer}.input_layernorm.weight")));
+            tensors.push(norm(format!("{layer}.post_attention_layernorm.weight")));
+        }
+        tensors.push(norm("model.norm.weight".to_string()));
+        if !self.tie_word_embeddings {
+            tensors.push(fan_in("lm_head.weight", self.vocab_size, dim));
+        }
+        tensors
+    }
+
+    /// The sizes of a published model: `llama2-7b`, or those of the benchmarks (`llama-1b`: TinyLlama's; `llama-tiny`).
+    pub fn named(name: &str) -> Result<Self> {
+        let sizes = |layers, dim, heads, kv, ffn| LlamaConfig {
+            hidden_size: dim,
+            intermediate_size: ffn,
+            num_hidden_layers: layers,
+            num_attention_heads: heads,
+            num_key_value_heads: Some(kv),
+            head_dim: None,
+            vocab_size: 32_000,
+            max_position_embeddings: 4096,
+            rms_norm_eps: 1e-5,
+            rope_theta: default_theta(),
+            tie_word_embeddings: false,
+            initializer_range: default_range(),
+        };
+        match name {
+            "llama2-7b" => Ok(sizes(32, 4096, 32, 32, 11_008)),
+            "llama-1b" => Ok(sizes(22, 2048, 32, 4, 5632)),
+            "llama-tiny" => Ok(sizes(4, 512, 8, 8, 1376)),
+            _ => Err(Error::Invalid(format!("{name}: no such model (expected llama2-7b, llama-1b or llama-tiny)"))),
+        }
+    }
+
+    /// `config.json` as transformers reads it.
+    pub fn json(&self, begin: u32, end: u32) -> serde_json::Value {
+        let mut keys = json!({
+            "model_type": "llama",
+            "architectures": ["LlamaForCausalLM"],
+            "hidden_act": "silu",
+            "bos_token_id": begin,
+            "eos_token_id": end,
+        });
+        let own = serde_json::to_value(self).expect("numbers have a JSON form");
+        keys.as_object_mut().into_iter().zip(own.as_object()).for_each(|(keys, own)| keys.extend(own.clone()));
+        keys
     }
 
     /// Key-value heads.
