@@ -58,8 +58,8 @@ pub fn lora_step(base: &Path, options: &StepOptions) -> Result<Measured> {
     let words = ids(&mut rng, batch, prompt + text, sizes.vocab_size)?;
     let length = visual + prompt + text;
     let labels: Vec<Vec<u32>> = words.to_vec2()?;
-    let target = |words: &Vec<u32>| (0..length).map(|at| (at + 1).checked_sub(visual).and_then(|at| words.get(at)).copied().unwrap_or(0));
-    let targets: Vec<Vec<u32>> = labels.iter().map(|words| target(words).collect()).collect();
+    let next = |words: &[u32], at: usize| (at + 1).checked_sub(visual).and_then(|at| words.get(at)).copied().unwrap_or(0);
+    let targets: Vec<Vec<u32>> = labels.iter().map(|words| (0..length).map(|at| next(words, at)).collect()).collect();
     let weights: Vec<f32> = (0..length).map(|at| if at + 1 >= visual + prompt && at + 1 < length { 1.0 } else { 0.0 }).collect();
     let weights = vec![weights; batch];
     measure(options.runs, || {

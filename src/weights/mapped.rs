@@ -7,8 +7,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::quantized::{GgmlDType, gguf_file};
 use candle_core::Tensor;
+use candle_core::quantized::{GgmlDType, gguf_file};
 use ctscribe_ops::{Bytes, Format, Matrix};
 use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensors};
@@ -192,7 +192,8 @@ fn gguf_format(path: &Path, name: &str, dtype: GgmlDType) -> Result<Format> {
         GgmlDType::Q4K => Ok(Format::Q4K),
         GgmlDType::Q6K => Ok(Format::Q6K),
         other => {
-            let what = format!("tensor {name} is {other:?} (expected F32, F16, BF16, Q8_0, Q4_K or Q6_K: Q4_K_M and Q8_0 files have no other)");
+            let what =
+                format!("tensor {name} is {other:?} (expected F32, F16, BF16, Q8_0, Q4_K or Q6_K: Q4_K_M and Q8_0 files have no other)");
             Err(Error::file(path, what))
         }
     }

@@ -135,7 +135,8 @@ mod x86 {
             for (m, sum) in sums.iter_mut().enumerate() {
                 let x = x.block(start + m, index);
                 // SAFETY: a block of activations has 32 values and 8 starts.
-                let (values, starts) = unsafe { (_mm256_loadu_si256(x.values.as_ptr().cast()), _mm256_loadu_si256(x.starts.as_ptr().cast())) };
+                let (values, starts) =
+                    unsafe { (_mm256_loadu_si256(x.values.as_ptr().cast()), _mm256_loadu_si256(x.starts.as_ptr().cast())) };
                 let whole = _mm256_cvtepi32_ps(_mm256_dpbusd_epi32(starts, weights, values));
                 *sum = _mm256_fmadd_ps(whole, _mm256_set1_ps(scale * x.scale), *sum);
             }
@@ -221,7 +222,10 @@ mod x86 {
                         let x = x.block(start + m, index);
                         // SAFETY: a block of activations has 256 values and 64 starts.
                         let (values, starts) = unsafe {
-                            (_mm512_loadu_si512(x.values.as_ptr().add(at * 64).cast()), _mm512_loadu_si512(x.starts.as_ptr().add(at * 16).cast()))
+                            (
+                                _mm512_loadu_si512(x.values.as_ptr().add(at * 64).cast()),
+                                _mm512_loadu_si512(x.starts.as_ptr().add(at * 16).cast()),
+                            )
                         };
                         let products = _mm512_dpbusd_epi32(starts, weights, values);
                         *whole = _mm512_add_epi32(*whole, _mm512_mullo_epi32(products, scales));

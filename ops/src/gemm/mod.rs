@@ -201,13 +201,13 @@ impl Task<'_> {
         let length = self.words.of(count);
         scratch.strip.resize(length * WIDTH + LANES, 0);
         scratch.lanes.resize(LANES * length, 0);
-        scratch.values.resize(count, 0.0);
+        scratch.values.resize(2 * DEPTH, 0.0);
         for group in (0..WIDTH).step_by(LANES) {
             for (lane, words) in scratch.lanes.chunks_exact_mut(length).enumerate() {
                 if group + lane >= columns {
                     words.fill(0);
                 } else {
-                    self.read_along(self.right.row(first + group + lane), start, &mut scratch.values, words);
+                    self.read_along(self.right.row(first + group + lane), start, &mut scratch.values[..count], words);
                 }
             }
             self.words.turn(&scratch.lanes, length, length, WIDTH, &mut scratch.strip[group..]);
@@ -259,7 +259,10 @@ mod tests {
 
     fn levels() -> Vec<Level> {
         let best = Level::best();
-        [Level::Plain, Level::Avx512, Level::Avx512Bf16].into_iter().filter(|&level| level == Level::Plain || best == level || best == Level::Avx512Bf16).collect()
+        [Level::Plain, Level::Avx512, Level::Avx512Bf16]
+            .into_iter()
+            .filter(|&level| level == Level::Plain || best == level || best == Level::Avx512Bf16)
+            .collect()
     }
 
     const SIZES: [(usize, usize, usize); 9] =

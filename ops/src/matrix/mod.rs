@@ -257,7 +257,9 @@ mod tests {
             let (x, weight) = (Var::from_tensor(&noise(rows, 70)).unwrap(), Var::from_tensor(&noise(50, 70)).unwrap());
             let matrix = Matrix::from_tensor(&weight).unwrap();
             let y = matrix.forward(x.as_tensor()).unwrap();
-            assert!(largest_difference(&y.detach(), &x.as_detached_tensor().matmul(&weight.as_detached_tensor().t().unwrap()).unwrap()) < 1e-5);
+            assert!(
+                largest_difference(&y.detach(), &x.as_detached_tensor().matmul(&weight.as_detached_tensor().t().unwrap()).unwrap()) < 1e-5
+            );
             let upstream = noise(rows, 50);
             let store = (&y * &upstream).unwrap().sum_all().unwrap().backward().unwrap();
             let expected = upstream.matmul(&weight.as_detached_tensor()).unwrap();

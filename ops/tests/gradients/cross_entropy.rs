@@ -27,7 +27,9 @@ fn linear_cross_entropy_equals_the_loss_of_whole_logits() {
         let head = noise(&[v, d], 2);
         let whole = |x: &Tensor| composed::cross_entropy(&composed::linear(x, &head, None)?, &targets, &weights);
         let x = [noise(&[n, d], 1)];
-        check("linear cross-entropy", &x, &|x| ops::linear_cross_entropy(&x[0], &Matrix::from_tensor(&head)?, &targets, &weights), &|x| whole(&x[0]));
+        check("linear cross-entropy", &x, &|x| ops::linear_cross_entropy(&x[0], &Matrix::from_tensor(&head)?, &targets, &weights), &|x| {
+            whole(&x[0])
+        });
     }
 }
 

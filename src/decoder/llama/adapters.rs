@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{Tensor, Var};
-use ctscribe_lora::{Adapted, Adapter, BaseLinear, AdapterFile, LoraConfig, PREFIX, read_adapter, write_adapter};
+use ctscribe_lora::{Adapted, Adapter, AdapterFile, BaseLinear, LoraConfig, PREFIX, read_adapter, write_adapter};
 use ctscribe_ops::Matrix;
 
 use crate::{Error, Result};

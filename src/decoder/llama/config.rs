@@ -91,14 +91,15 @@ impl LlamaConfig {
         };
         let real = |key: &str| metadata.get(key).and_then(|value| value.to_f32().ok()).map(f64::from);
         let epsilon = "llama.attention.layer_norm_rms_epsilon";
+        let (hidden_size, heads) = (number("embedding_length")?, number("attention.head_count")?);
         let words = metadata.get("tokenizer.ggml.tokens").and_then(|tokens| tokens.to_vec().ok()).map(Vec::len);
         Ok(LlamaConfig {
-            hidden_size: number("embedding_length")?,
+            hidden_size,
             intermediate_size: number("feed_forward_length")?,
             num_hidden_layers: number("block_count")?,
-            num_attention_heads: number("attention.head_count")?,
+            num_attention_heads: heads,
             num_key_value_heads: number("attention.head_count_kv").ok(),
-            head_dim: number("attention.key_length").ok(),
+            head_dim: number("attention.key_length").ok().filter(|width| width * heads != hidden_size),
             vocab_size: number("vocab_size").ok().or(words).ok_or_else(|| absent("llama.vocab_size"))?,
             max_position_embeddings: number("context_length")?,
             // f32 in the file: 1e-5 as it was meant
