@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::decoder::{GenerationConfig, Strategy};
 use crate::document::{diagnostic_report, write_dicom_sr};
 use crate::error::chain;
-use crate::generate::{DecoderKind, Report, Reporter, report_scans};
+use crate::generate::{DecoderKind, Examined, Report, Reporter, report_scans, write_heatmaps};
 use crate::volume::find_scans;
 use crate::weights::write_aside;
 use crate::{Error, Result};
@@ -37,6 +37,9 @@ pub struct Args {
     /// Also writes NAME.txt, NAME.json, NAME.fhir.json and NAME.sr.dcm (DICOM SR) into this folder.
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
+    /// Writes each structure's attention into this folder: NAME.STRUCTURE.nii.gz, in the scan's own grid and place.
+    #[arg(long, value_name = "FOLDER")]
+    heatmaps: Option<PathBuf>,
     /// Prints text as it comes.
     #[arg(long)]
     stream: bool,
@@ -119,8 +122,8 @@ impl Args {
         let generation = self.decoding.over(kind.generation(&Config::of_run(&self.run)?))?;
         let scans = find_scans(&self.scans)?;
         let reporter = Reporter::open(&self.run, kind, Some(generation), self.adapter.as_deref())?;
-        if let Some(out) = &self.out {
-            std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
+        for folder in self.out.iter().chain(&self.heatmaps) {
+            std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         }
         let streams = self.stream && self.format == Format::Text;
         let mut begun = None;
@@ -134,17 +137,21 @@ impl Args {
                 let _ = std::io::stdout().flush();
             }
         };
-        let mut on_report = |report: Report| self.finish(&report, streams, scans.len());
+        let mut on_report = |examined: Examined| self.finish(&examined, streams, scans.len());
         let mut on_failure = |_: &std::path::Path, error: &Error| eprintln!("error: {}", chain(error));
         report_scans(&reporter, &scans, &mut on_text, &mut on_report, &mut on_failure)
     }
 
-    fn finish(&self, report: &Report, streamed: bool, scans: usize) -> Result<()> {
+    fn finish(&self, examined: &Examined, streamed: bool, scans: usize) -> Result<()> {
+        let report = &examined.report;
         for warning in &report.warnings {
             eprintln!("warning: {}: {warning}", report.path.display());
         }
         if let Some(out) = &self.out {
             write_documents(report, out)?;
+        }
+        if let Some(folder) = &self.heatmaps {
+            write_heatmaps(examined, folder)?;
         }
         match self.format {
             Format::Json => print_json(report),
