@@ -16,6 +16,7 @@ mod run;
 mod text;
 mod train;
 mod verify;
+mod view;
 mod weights;
 
 use clap::{Parser, Subcommand};
@@ -50,6 +51,8 @@ enum Command {
     Retrieve(retrieve::Args),
     /// Compare two or more evaluated runs.
     Compare(compare::Args),
+    /// One HTML page of an evaluated run: scores with intervals, curves, studies by error.
+    View(view::Args),
     /// LoRA adapters in PEFT's format.
     Adapter(adapter::Args),
     /// External weights: what they are, where they come from, whether a file is whole.
@@ -77,6 +80,7 @@ impl Cli {
             Command::Evaluate(args) => args.run(),
             Command::Retrieve(args) => args.run(),
             Command::Compare(args) => args.run(),
+            Command::View(args) => args.run(),
             Command::Adapter(args) => args.run(),
             Command::Weights(args) => args.run(),
             Command::Config(args) => args.run(),
