@@ -54,7 +54,9 @@ fn group(metric: &str, runs: &[&Scored], draws: &[Vec<usize>], of: &dyn Fn(usize
     };
     let bars: Vec<Bar> = runs.iter().enumerate().map(bar).collect();
     let highest = bars.iter().map(|bar| bar.interval[1].max(bar.value)).fold(0.0, f64::max);
-    BarGroup { metric: metric.to_string(), most: if highest > 1.0 { highest * 1.05 } else { 1.0 }, bars }
+    // a round end, so that bars of several metrics can be read off by eye
+    let round = [0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0].into_iter().find(|end| highest <= *end);
+    BarGroup { metric: metric.to_string(), most: round.unwrap_or(highest.ceil()), bars }
 }
 
 /// The 2.5th and 97.5th percentiles.

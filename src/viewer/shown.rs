@@ -31,6 +31,12 @@ fn turned(values: Vec<f32>, shape: [usize; 3], affine: [[f64; 4]; 3]) -> Volume 
     orient(Volume { values, shape, spacing_mm, affine, path, format, notices: Vec::new() }, Orientation::Lps)
 }
 
+/// One value a patch, (d, h, w) with w fastest, turned as the volume of `geometry` is shown: values and shape (z, y, x).
+pub(super) fn turn_patches(values: &[f32], patches: [usize; 3], geometry: &Geometry) -> (Vec<f32>, [usize; 3]) {
+    let turned = turned(values.to_vec(), patches, geometry.prepared_affine());
+    (turned.values, turned.shape)
+}
+
 impl Shown {
     /// Of a prepared volume (1, D, H, W) in which -1 and 1 stand for `range_hu`.
     pub fn new(prepared: &Tensor, geometry: &Geometry, range_hu: [f64; 2]) -> Result<Self> {
@@ -53,12 +59,6 @@ impl Shown {
         let (a, b) = (edge(first), edge(end));
         let within = |pick: fn(f64, f64) -> f64| [0, 1, 2].map(|axis| tidy(pick(a[axis], b[axis]) / self.factor[axis] as f64));
         [within(f64::min), within(f64::max)]
-    }
-
-    /// One value a patch, (d, h, w) with w fastest, turned as the volume is: values and shape (z, y, x).
-    pub fn turn_patches(&self, values: &[f32], patches: [usize; 3], geometry: &Geometry) -> (Vec<f32>, [usize; 3]) {
-        let turned = turned(values.to_vec(), patches, geometry.prepared_affine());
-        (turned.values, turned.shape)
     }
 
     /// Averaged until at most `voxels` are left: the finest axis first, so that voxels tend to cubes.
@@ -142,7 +142,7 @@ mod tests {
         assert_eq!(shown.place([1, 0, 2], [2, 1, 3]), [[1.0, 0.0, 3.0], [2.0, 1.0, 4.0]]);
         assert_eq!(to_mm(&shown.affine, [3.0, 0.0, 1.0]), to_mm(&geometry.affine, [0.0, 2.0, 1.0]));
         let patches: Vec<f32> = (0..6).map(|i| i as f32).collect();
-        assert_eq!(shown.turn_patches(&patches, [1, 2, 3], &geometry), (vec![5.0, 2.0, 4.0, 1.0, 3.0, 0.0], [1, 3, 2]));
+        assert_eq!(turn_patches(&patches, [1, 2, 3], &geometry), (vec![5.0, 2.0, 4.0, 1.0, 3.0, 0.0], [1, 3, 2]));
     }
 
     #[test]

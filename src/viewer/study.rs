@@ -11,7 +11,7 @@ use crate::text::{FINDINGS, Structures, label_report};
 use crate::volume::{Geometry, orientation_code};
 
 use super::shades::{pack, shade, shades};
-use super::shown::Shown;
+use super::shown::{Shown, turn_patches};
 
 /// One study.
 #[derive(Debug, Clone, Serialize)]
@@ -133,8 +133,7 @@ pub struct Source<'a> {
 impl StudyView {
     /// A study whose volume is averaged down to at most `voxels`.
     pub fn new(source: &Source, voxels: usize, reports: Vec<ReportView>) -> Result<Self> {
-        let whole = Shown::new(source.prepared, source.geometry, source.range_hu)?;
-        let shown = whole.reduced(voxels);
+        let shown = Shown::new(source.prepared, source.geometry, source.range_hu)?.reduced(voxels);
         let levels = shades(source.range_hu);
         let packed = pack(&shade(&shown.values, &levels), shown.shape);
         let structure = |evidence: &StructureEvidence| StructureView {
@@ -178,9 +177,8 @@ impl StudyView {
         let own = reference.map(|text| ReportView::reference(structures, text, &label_report(text)));
         let written = ReportView::new(structures, &report.decoder, &report.text, expected.as_ref());
         let mut study = StudyView::new(&source, voxels, own.into_iter().chain([written]).collect())?;
-        let shown = Shown::new(source.prepared, geometry, source.range_hu)?;
         for (structure, attention) in study.structures.iter_mut().zip(&examined.attention) {
-            let (values, shape) = shown.turn_patches(attention, examined.patches, geometry);
+            let (values, shape) = turn_patches(attention, examined.patches, geometry);
             structure.attention = Some(AttentionView::new(&values, shape));
         }
         study.warnings = report.warnings.clone();

@@ -120,8 +120,8 @@ fn the_hottest_voxel_lies_in_the_strongest_patch_however_the_scan_is_stored() {
                 "{name:?} {mm:?} {strongest}",
                 name = structure["name"]
             );
-            // 144 patches: what stands in the report is the value at the patch's centre, which lies near some voxel
-            let even = strongest["attention_mass"].as_f64().unwrap() * 144.0;
+            // 6 x 8 x 6 patches: what stands in the report is the value at the patch's centre, which lies near some voxel
+            let even = strongest["attention_mass"].as_f64().unwrap() * 288.0;
             assert!(f64::from(value) <= even * 1.004 && f64::from(value) > 0.75 * even, "{value} {even}");
             match straight.get(s) {
                 None => straight.push(mm),

@@ -1,18 +1,18 @@
-//! A page of a hundred studies opens at once.
+//! Large pages: a hundred studies open at once, a whole scan takes a few megabytes.
 
 use ctscribe::config::Config;
 use ctscribe::data::phantom::draw;
 use ctscribe::generate::{PatchEvidence, StructureEvidence};
 use ctscribe::text::{Structures, label_report};
-use ctscribe::viewer::{GalleryRow, Page, ReportView, Source, StudyView, voxel_budget};
+use ctscribe::viewer::{GalleryRow, ONE_STUDY, Page, ReportView, Source, StudyView, voxel_budget};
 use ctscribe::volume::{self, Volume, orient};
 
 use crate::browser::Browser;
 
 /// A hundred studies as coarse as a page of a hundred makes them: one phantom, drawn finely enough to need it.
 fn hundred() -> Page {
-    let fine = ["volume.target_spacing_mm=[2.5, 3.0, 3.0]", "volume.target_shape=[112, 112, 88]"].map(String::from);
-    let config = Config::load("phantom", &fine).unwrap();
+    let mut config = Config::load("phantom", &[]).unwrap();
+    (config.volume.target_spacing_mm, config.volume.target_shape) = ([2.5, 3.0, 3.0], [112, 112, 88]);
     let mut drawn = config.phantoms.clone().unwrap();
     drawn.spacing_mm = [2.5, 3.0, 3.0];
     let phantom = draw(3, 8, &drawn);
@@ -76,5 +76,39 @@ fn a_hundred_studies_open_in_under_two_seconds() {
     browser.keys("n");
     browser.wait("return document.body.dataset.study !== undefined && document.querySelector('#gallery tr.open').rowIndex === 2");
     eprintln!("the next study is there after {:.0} ms", begun.elapsed().as_secs_f64() * 1e3);
+    browser.assert_quiet();
+}
+
+#[test]
+fn a_whole_scan_takes_a_few_megabytes_and_says_how_it_was_averaged() {
+    let scan = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/ct/lung1_image.nii.gz");
+    if !scan.exists() {
+        eprintln!("skipped: {} is absent", scan.display());
+        return;
+    }
+    let config = Config::load("ct-rate-llama2-7b", &[]).unwrap();
+    let volume = orient(volume::read(&scan).unwrap(), config.volume.orientation);
+    let spacing = [volume.spacing_mm[0], volume.spacing_mm[2]];
+    let prepared = volume::prepare(&volume, &config.volume, Some(spacing)).unwrap();
+    let source = Source {
+        name: "scan",
+        prepared: &prepared.tensor,
+        geometry: &prepared.geometry,
+        range_hu: config.volume.range_hu(),
+        evidence: &[],
+    };
+    let study = StudyView::new(&source, ONE_STUDY, Vec::new()).unwrap();
+    assert_eq!((study.volume.shape, study.volume.factor), ([120, 240, 240], [2, 2, 2]));
+    let page = Page { title: "scan".to_string(), studies: vec![study], ..Page::default() }.render().unwrap();
+    eprintln!("480 x 480 x 240 voxels: {:.1} MB", page.len() as f64 / 1e6);
+    assert!(page.len() < 6_000_000, "{}", page.len());
+    let Some(browser) = Browser::start() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("page.html");
+    std::fs::write(&path, page).unwrap();
+    browser.open_study(&path);
+    assert!(
+        browser.text("return document.getElementById('facts').textContent").ends_with("each the mean of 2 × 2 × 2 of what the model saw")
+    );
     browser.assert_quiet();
 }

@@ -23,7 +23,7 @@ fn page() -> &'static PathBuf {
 fn scores_have_bars_with_intervals_and_curves_a_line_a_series() {
     let Some(browser) = Browser::start() else { return };
     browser.open(page());
-    let bars = "return [...document.querySelectorAll('.bar-group')].map(group => [group.caption.textContent, ...[...group.tBodies[0].rows].map(row => row.cells[2].textContent)])";
+    let bars = "return [...document.querySelectorAll('.bar-group table')].map(group => [group.caption.firstChild.textContent.trim(), ...[...group.tBodies[0].rows].map(row => row.cells[2].textContent)])";
     let bars = browser.run(bars);
     let group = |name: &str| {
         bars.as_array().unwrap().iter().find(|group| group[0] == name).unwrap_or_else(|| panic!("{name} is missing in {bars}"))

@@ -162,13 +162,16 @@ function where() {
   element("under").textContent = named.length ? `patch of ${named.join(", ")}` : "";
 }
 
-/** Canvases as large as their place, at the screen's resolution. */
+/** Canvases as large as their place, at the screen's resolution; drawn at once, since a new size empties them. */
 function fit() {
+  let other = false;
   for (const { canvas } of views) {
-    canvas.width = Math.max(1, Math.round(canvas.clientWidth * devicePixelRatio));
-    canvas.height = Math.max(1, Math.round(canvas.clientHeight * devicePixelRatio));
+    const size = [canvas.clientWidth, canvas.clientHeight].map(side => Math.max(1, Math.round(side * devicePixelRatio)));
+    if (canvas.width === size[0] && canvas.height === size[1]) continue;
+    [canvas.width, canvas.height] = size;
+    other = true;
   }
-  changed("size");
+  if (other) draw();
 }
 
 function zoom(factor) {
