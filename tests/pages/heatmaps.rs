@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use ctscribe::config::Config;
 use ctscribe::data::phantom::draw;
 use ctscribe::volume::{self, Grid, Spread, Volume, inverse, orient, to_mm, write_nifti};
-use nifti::{NiftiHeader, NiftiObject, RandomAccessNiftiVolume, ReaderOptions};
+use nifti::{InMemNiftiVolume, NiftiHeader, NiftiObject, RandomAccessNiftiVolume, ReaderOptions};
 use serde_json::Value;
 
 use crate::trained::{run, succeed, text, trained};
@@ -60,26 +60,41 @@ impl Storing {
     }
 }
 
-/// A heat map's header and the millimetres and value of its hottest voxel, by the crate `nifti` and the file's own sform.
-fn hottest(path: &Path) -> (NiftiHeader, [f64; 3], f32) {
-    let object = ReaderOptions::new().read_file(path).unwrap();
-    let header = object.header().clone();
-    let [_, nx, ny, nz, ..] = header.dim;
-    let volume = object.into_volume();
-    let mut most = ([0; 3], f32::MIN);
-    for k in 0..nz {
-        for j in 0..ny {
-            for i in 0..nx {
-                let value = volume.get_f32(&[i, j, k]).unwrap();
-                if value > most.1 {
-                    most = ([i, j, k], value);
-                }
+/// A heat map, read by the crate `nifti` and placed by the file's own sform.
+struct HeatMap {
+    header: NiftiHeader,
+    volume: InMemNiftiVolume,
+    affine: [[f64; 4]; 3],
+}
+
+impl HeatMap {
+    fn read(path: &Path) -> Self {
+        let object = ReaderOptions::new().read_file(path).unwrap();
+        let header = object.header().clone();
+        let affine = [header.srow_x, header.srow_y, header.srow_z].map(|row| row.map(f64::from));
+        HeatMap { header, volume: object.into_volume(), affine }
+    }
+
+    /// Millimetres and value of the hottest voxel; of equally hot ones, which there are at the scan's edge, the first.
+    fn hottest(&self) -> ([f64; 3], f32) {
+        let [_, nx, ny, nz, ..] = self.header.dim;
+        let mut most = ([0; 3], f32::MIN);
+        for at in (0..nz).flat_map(|k| (0..ny).flat_map(move |j| (0..nx).map(move |i| [i, j, k]))) {
+            let value = self.volume.get_f32(&at).unwrap();
+            if value > most.1 {
+                most = (at, value);
             }
         }
+        (to_mm(&self.affine, most.0.map(f64::from)), most.1)
     }
-    let affine = [header.srow_x, header.srow_y, header.srow_z].map(|row| row.map(f64::from));
-    let mm = to_mm(&affine, most.0.map(f64::from));
-    (header, mm, most.1)
+
+    /// The value of the voxel there, whose middle must be there too.
+    fn at(&self, mm: [f64; 3]) -> f32 {
+        let place = to_mm(&inverse(&self.affine), mm);
+        let voxel = place.map(|at| at.round());
+        assert!(place.iter().zip(voxel).all(|(at, middle)| (at - middle).abs() < 0.01), "no voxel's middle is at {mm:?}: {place:?}");
+        self.volume.get_f32(&voxel.map(|at| at as u16)).unwrap()
+    }
 }
 
 fn generate(scan: &Path, heat: &Path) -> Value {
@@ -110,7 +125,8 @@ fn the_hottest_voxel_lies_in_the_strongest_patch_however_the_scan_is_stored() {
         let own = volume::read(&scan).unwrap();
         for (s, structure) in report["structures"].as_array().unwrap().iter().enumerate() {
             let name = format!("{}.{}.nii.gz", report["study"].as_str().unwrap(), structure["name"].as_str().unwrap());
-            let (header, mm, value) = hottest(&folder.path().join("heat").join(name));
+            let map = HeatMap::read(&folder.path().join("heat").join(name));
+            let (header, (mm, value)) = (&map.header, map.hottest());
             assert_eq!([header.dim[3], header.dim[2], header.dim[1]].map(usize::from), own.shape);
             assert!(header.sform_code == 1 && header.scl_slope > 0.0);
             let strongest = &structure["patches"][0];
@@ -126,9 +142,8 @@ fn the_hottest_voxel_lies_in_the_strongest_patch_however_the_scan_is_stored() {
             match straight.get(s) {
                 None => straight.push(mm),
                 Some(first) => {
-                    let there = turned(*first, storing.degrees);
-                    let off = (0..3).map(|axis| (mm[axis] - there[axis]).powi(2)).sum::<f64>().sqrt();
-                    assert!(off < 0.01, "{}: {mm:?} is {off} mm from {there:?}", structure["name"]);
+                    let there = map.at(turned(*first, storing.degrees));
+                    assert!((there - value).abs() <= 1.01 * header.scl_slope, "{}: {there} where {value} is expected", structure["name"]);
                 }
             }
         }

@@ -86,7 +86,9 @@ fn a_whole_scan_takes_a_few_megabytes_and_says_how_it_was_averaged() {
         eprintln!("skipped: {} is absent", scan.display());
         return;
     }
-    let config = Config::load("ct-rate-llama2-7b", &[]).unwrap();
+    let mut config = Config::load("ct-rate-llama2-7b", &[]).unwrap();
+    // CT-CLIP's own size
+    (config.volume.target_spacing_mm, config.volume.target_shape) = ([1.5, 0.75, 0.75], [240, 480, 480]);
     let volume = orient(volume::read(&scan).unwrap(), config.volume.orientation);
     let spacing = [volume.spacing_mm[0], volume.spacing_mm[2]];
     let prepared = volume::prepare(&volume, &config.volume, Some(spacing)).unwrap();

@@ -111,4 +111,4 @@ document.addEventListener("keydown", event => {
 
 window.addEventListener("beforeprint", fit);
 if (tabs.length) part("scores");
-else if (data.studies.length) open(0);
+else if (data.studies.length) element("gallery") ? next(1) : open(0);
