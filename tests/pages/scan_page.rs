@@ -230,9 +230,26 @@ fn the_page_prints_its_reports_and_views_without_its_controls() {
     };
     assert_eq!((seen("#theme"), seen("[data-window]"), seen("input[type=range]")), (0.0, 0.0, 0.0));
     assert_eq!((seen("canvas"), seen("article")), (3.0, 2.0));
+    let whole = "const box = one => one.getBoundingClientRect(), views = box(document.getElementById('views'));
+        return [...document.querySelectorAll('canvas')].every(one => box(one).bottom <= views.bottom + 1 && box(one).height > 50)";
+    assert_eq!(browser.run(whole), Value::Bool(true), "a view is cut off");
     assert!(browser.text("return document.querySelector('.notice').textContent").contains("not for diagnosis"));
     let pdf = browser.chromium("Page.printToPDF", json!({ "printBackground": true }));
     assert!(pdf["data"].as_str().unwrap().len() > 20_000);
+}
+
+#[test]
+fn a_damaged_volume_is_said_and_not_drawn() {
+    let Some(browser) = Browser::start() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = page(folder.path());
+    let html = std::fs::read_to_string(&path).unwrap();
+    let begin = html.find("id=\"volume-0\">").unwrap() + 14;
+    std::fs::write(&path, format!("{}AAAA{}", &html[..begin + 400], &html[begin + 404..])).unwrap();
+    browser.open(&path);
+    browser.wait("return !document.getElementById('fault').hidden");
+    let said = browser.text("return document.getElementById('fault').textContent");
+    assert!(said.contains(" cannot be shown: "), "{said}");
 }
 
 #[test]

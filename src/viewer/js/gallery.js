@@ -8,6 +8,7 @@ async function open(index) {
   const study = data.studies[index];
   state.index = index;
   element("study-name").textContent = study.name;
+  element("fault").hidden = true;
   document.body.removeAttribute("data-study");
   const found = await voxels(index, study).catch(error => fail(study, error));
   if (!found || state.index !== index) return;

@@ -117,7 +117,8 @@ function markReports() {
 /** The patches of what is shown alone, to walk through without pointing. */
 function listPatches() {
   const list = element("patches"), chosen = [...state.structures];
-  list.replaceChildren(...chosen.flatMap(structure => {
+  const hint = make("p", {}, "Patches of all structures. A structure, a sentence or a finding shows more; ? lists the keys.");
+  list.replaceChildren(...(chosen.length ? [] : [hint]), ...chosen.flatMap(structure => {
     const { name, patches, attention } = state.study.structures[structure];
     const total = patches.reduce((sum, patch) => sum + patch.mass, 0);
     const most = attention ? `, at most ${attention.most.toFixed(1)} times even` : "";

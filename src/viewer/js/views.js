@@ -70,7 +70,7 @@ function drawAttention(view, context, box) {
   const picture = new ImageData(w, h);
   for (let y = 0; y < h; y++) for (let x = 0; x < w; x++) {
     const share = heat[(down === 0 ? h - 1 - y : y) * w + x] / 255, i = 4 * (y * w + x);
-    picture.data.set([255, 230 * share, 40 * share, share < 0.125 ? 0 : 166 * (share - 0.125) / 0.875], i);
+    picture.data.set([255, 230 * share, 40 * share, share < 0.125 ? 0 : 190 * (share - 0.125) / 0.875], i);
   }
   enlarge(context, picture, box);
 }
