@@ -17,6 +17,7 @@ mod run;
 mod text;
 mod train;
 mod verify;
+mod view;
 mod weights;
 
 use clap::{Parser, Subcommand};
@@ -51,6 +52,8 @@ enum Command {
     Retrieve(retrieve::Args),
     /// Compare two or more evaluated runs.
     Compare(compare::Args),
+    /// One HTML page of an evaluated run: scores with intervals, curves, studies by error.
+    View(view::Args),
     /// LoRA adapters in PEFT's format.
     Adapter(adapter::Args),
     /// External weights: what they are, where they come from, whether a file is whole.
@@ -80,6 +83,7 @@ impl Cli {
             Command::Evaluate(args) => args.run(),
             Command::Retrieve(args) => args.run(),
             Command::Compare(args) => args.run(),
+            Command::View(args) => args.run(),
             Command::Adapter(args) => args.run(),
             Command::Weights(args) => args.run(),
             Command::Config(args) => args.run(),
