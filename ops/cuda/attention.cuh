@@ -1,0 +1,143 @@
+// What the attention kernels share: sizes, what a query sees, tiles in shared memory.
+//
+// Letters as in the crate: B sequences, H query heads on H' key-value heads, L queries, M keys, D head width.
+#pragma once
+#include "common.cuh"
+
+// A (B, H, L, D) view whose last axis is dense. Packed sequences have batch stride 0 and lie one after the other along the rows.
+template <class T> struct Heads {
+  T *values;
+  int64 batch, head, row;
+};
+
+// Sizes and masks of one attention. Arrays may be null.
+struct AttentionShape {
+  int heads, kv_heads;
+  int queries, keys;            // L and M; of packed sequences the longest's; log-sum-exp and delta are (B, H, L)
+  int causal;                   // query i of l sees keys up to i + (m - l)
+  int prefix;                   // and, if causal, these first keys in any case
+  float scale;
+  int unused;
+  const int *query_starts, *key_starts;    // (B + 1): first rows of packed sequences
+  const int *query_lengths, *key_lengths;  // (B): rows that count, the rest is padding
+};
+
+// One sequence, cut to its own length.
+struct Sequence {
+  int queries, keys, batch;
+  int64 first_query, first_key;
+
+  __device__ Sequence(const AttentionShape &shape, int b) : queries(shape.queries), keys(shape.keys), batch(b), first_query(0), first_key(0) {
+    if (shape.query_starts) first_query = shape.query_starts[b], queries = shape.query_starts[b + 1] - shape.query_starts[b];
+    if (shape.key_starts) first_key = shape.key_starts[b], keys = shape.key_starts[b + 1] - shape.key_starts[b];
+    if (shape.query_lengths) queries = min(queries, shape.query_lengths[b]);
+    if (shape.key_lengths) keys = min(keys, shape.key_lengths[b]);
+  }
+
+  // A query sees the keys before this one: a prefix of all keys whatever the mask.
+  __device__ int end(const AttentionShape &shape, int query) const {
+    if (!shape.causal) return keys;
+    return max(min(shape.prefix, keys), min(query + 1 + keys - queries, keys));
+  }
+
+  // The first query that sees this key.
+  __device__ int first_to_see(const AttentionShape &shape, int key) const {
+    return shape.causal && key >= shape.prefix ? max(0, key - (keys - queries)) : 0;
+  }
+
+  template <class T> __device__ T *queries_of(const Heads<T> &x, int head) const {
+    return x.values + batch * x.batch + head * x.head + first_query * x.row;
+  }
+  template <class T> __device__ T *keys_of(const Heads<T> &x, int head) const {
+    return x.values + batch * x.batch + head * x.head + first_key * x.row;
+  }
+};
+
+// Rows of D 16-bit values in shared memory, 16 bytes apart from whole rows so that eight rows' reads fall on different banks.
+template <class T, int D> struct Tile {
+  static constexpr int STRIDE = D + 8;
+  static constexpr int ROW_BYTES = STRIDE * int(sizeof(T));
+
+  T *values;
+  __device__ explicit Tile(void *at) : values(static_cast<T *>(at)) {}
+  __device__ Tile rows(int first) const { return Tile(values + first * STRIDE); }
+
+  // Starts the copy of rows first .. first + ROWS; those at `end` and beyond become zero.
+  template <int ROWS, int THREADS> __device__ void fetch(const T *source, int64 row_stride, int first, int end) const {
+    constexpr int PIECES = D / 8;
+    static_assert(ROWS * PIECES % THREADS == 0 || THREADS > PIECES, "pieces are spread over the threads");
+    for (int i = threadIdx.x; i < ROWS * PIECES; i += THREADS) {
+      int row = i / PIECES, column = i % PIECES * 8;
+      bool valid = first + row < end;
+      copy_async(values + row * STRIDE + column, source + (valid ? (first + row) * row_stride + column : 0), valid);
+    }
+  }
+
+  // The left factor's fragment: 16 rows, 16 columns from `column`.
+  __device__ void left(uint32_t (&a)[4], int column) const {
+    int lane = threadIdx.x % 32;
+    load_matrices(a, values + lane % 16 * STRIDE + column + lane / 16 * 8);
+  }
+
+  // The right factor's fragments where the tile's rows are the product's columns: 16 rows as two fragments, 16 columns from `column`.
+  __device__ void right(uint32_t (&b)[2][2], int column) const {
+    int lane = threadIdx.x % 32;
+    uint32_t r[4];
+    load_matrices(r, values + (lane % 8 + lane / 16 * 8) * STRIDE + column + lane / 8 % 2 * 8);
+    b[0][0] = r[0], b[0][1] = r[1], b[1][0] = r[2], b[1][1] = r[3];
+  }
+
+  // The right factor's fragments where the tile's rows are summed over: 16 rows, 16 columns from `column` as two fragments.
+  __device__ void right_turned(uint32_t (&b)[2][2], int column) const {
+    int lane = threadIdx.x % 32;
+    uint32_t r[4];
+    load_matrices_transposed(r, values + lane % 16 * STRIDE + column + lane / 16 * 8);
+    b[0][0] = r[0], b[0][1] = r[1], b[1][0] = r[2], b[1][1] = r[3];
+  }
+};
+
+// sums (16 rows, 8 N columns) = left's 16 rows times the rows of `right`, over D.
+template <class T, int D, int N> __device__ void multiply_rows(float (&sums)[N][4], Tile<T, D> left, Tile<T, D> right) {
+  for (auto &sum : sums) sum[0] = sum[1] = sum[2] = sum[3] = 0.0f;
+#pragma unroll
+  for (int column = 0; column < D; column += 16) {
+    uint32_t a[4];
+    left.left(a, column);
+#pragma unroll
+    for (int n = 0; n < N; n += 2) {
+      uint32_t b[2][2];
+      right.rows(n * 8).right(b, column);
+      mma_16x8x16<T>(sums[n], a, b[0]);
+      mma_16x8x16<T>(sums[n + 1], a, b[1]);
+    }
+  }
+}
+
+// sums (16, D) += weights (16, 8 N), which lie in registers as a product left them, times the 8 N rows of `right`.
+template <class T, int D, int N> __device__ void add_weighted_rows(float (&sums)[D / 8][4], const float (&weights)[N][4], Tile<T, D> right) {
+#pragma unroll
+  for (int n = 0; n < N; n += 2) {
+    const uint32_t a[4] = {pack<T>(weights[n][0], weights[n][1]), pack<T>(weights[n][2], weights[n][3]),
+                           pack<T>(weights[n + 1][0], weights[n + 1][1]), pack<T>(weights[n + 1][2], weights[n + 1][3])};
+#pragma unroll
+    for (int column = 0; column < D; column += 16) {
+      uint32_t b[2][2];
+      right.rows(n * 8).right_turned(b, column);
+      mma_16x8x16<T>(sums[column / 8], a, b[0]);
+      mma_16x8x16<T>(sums[column / 8 + 1], a, b[1]);
+    }
+  }
+}
+
+// Stores a warp's 16 rows, each times `factor`, those before `end`.
+template <class T, int D> __device__ void store_rows(const float (&sums)[D / 8][4], T *rows, int64 stride, int first, int end, const float (&factor)[2]) {
+  int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    int row = first + g + half * 8;
+    if (row >= end) continue;
+#pragma unroll
+    for (int n = 0; n < D / 8; n++)
+      *reinterpret_cast<uint32_t *>(rows + row * stride + n * 8 + t) = pack<T>(factor[half] * sums[n][half * 2], factor[half] * sums[n][half * 2 + 1]);
+  }
+}
