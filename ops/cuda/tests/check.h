@@ -9,6 +9,9 @@
 template <class T> constexpr double ROUNDING = std::is_same_v<T, bf16> ? 0x1p-8 : std::is_same_v<T, f16> ? 0x1p-11 : 0x1p-24;
 constexpr double SUMMING = 0x1p-19;
 
+// Error of one rounding of `x` to T; f16 also has its smallest step.
+template <class T> double rounding(double x) { return ROUNDING<T> * std::fabs(x) + (std::is_same_v<T, f16> ? 0x1p-25 : 0); }
+
 inline std::mt19937 &random_bits() {
   static std::mt19937 bits(20240229);
   return bits;
