@@ -96,7 +96,7 @@ template <class T> __device__ void sum_groups(const float *partials, T *dw, T *d
       const T *x, const T *weight, const T *bias, T *y, int width, float eps) {                                                        \
     norms::forward<T, CENTRED>(x, weight, bias, y, width, eps);                                                                         \
   }                                                                                                                                    \
-  extern "C" __global__ void __launch_bounds__(norms::THREADS) NAME##_norm_backward_##SUFFIX(                                          \
+  extern "C" __global__ void __launch_bounds__(norms::THREADS, 4) NAME##_norm_backward_##SUFFIX(                                          \
       const T *x, const T *weight, const T *grad, T *dx, float *partials, int rows, int group, int width, float eps) {                 \
     norms::backward<T, CENTRED>(x, weight, grad, dx, partials, rows, group, width, eps);                                                \
   }

@@ -41,7 +41,17 @@ template <class T, int D> void prove(Delta<T> delta_kernel, Keys<T> keys_kernel,
   prove<f16, D>(attention_delta_f16, attention_keys_f16_d##D, attention_queries_f16_d##D, tensor_cores::OWN, tensor_cores::SHARED_BYTES<f16, D>);      \
   prove<float, D>(attention_delta_f32, attention_keys_f32_d##D, attention_queries_f32_d##D, plain::OWN, plain::SHARED_BYTES<D>);
 
-int main() {
+// With --launches: what a launch needs, for the list that the Rust side reads: kernel, rows of a block, bytes of dynamic shared memory.
+template <int D> void print_launches() {
+  for (const char *kernel : {"keys", "queries"}) {
+    printf("attention_%s_bf16_d%d %d %d\n", kernel, D, tensor_cores::OWN, tensor_cores::SHARED_BYTES<bf16, D>);
+    printf("attention_%s_f16_d%d %d %d\n", kernel, D, tensor_cores::OWN, tensor_cores::SHARED_BYTES<f16, D>);
+    printf("attention_%s_f32_d%d %d %d\n", kernel, D, plain::OWN, plain::SHARED_BYTES<D>);
+  }
+}
+
+int main(int arguments, char **) {
+  if (arguments > 1) return print_launches<32>(), print_launches<64>(), print_launches<80>(), print_launches<128>(), 0;
   PROVE(32)
   PROVE(64)
   PROVE(80)

@@ -34,7 +34,15 @@ template <int D> void prove_width(decltype(&attention_forward_bf16_d32) bf16_ker
   prove<float, D>(f32_kernel, plain::QUERIES, plain::SHARED_BYTES<D>);
 }
 
-int main() {
+// With --launches: what a launch needs, for the list that the Rust side reads: kernel, rows of a block, bytes of dynamic shared memory.
+template <int D> void print_launches() {
+  printf("attention_forward_bf16_d%d %d %d\n", D, tensor_cores::QUERIES, tensor_cores::SHARED_BYTES<bf16, D>);
+  printf("attention_forward_f16_d%d %d %d\n", D, tensor_cores::QUERIES, tensor_cores::SHARED_BYTES<f16, D>);
+  printf("attention_forward_f32_d%d %d %d\n", D, plain::QUERIES, plain::SHARED_BYTES<D>);
+}
+
+int main(int arguments, char **) {
+  if (arguments > 1) return print_launches<32>(), print_launches<64>(), print_launches<80>(), print_launches<128>(), 0;
   prove_width<32>(attention_forward_bf16_d32, attention_forward_f16_d32, attention_forward_f32_d32);
   prove_width<64>(attention_forward_bf16_d64, attention_forward_f16_d64, attention_forward_f32_d64);
   prove_width<80>(attention_forward_bf16_d80, attention_forward_f16_d80, attention_forward_f32_d80);
