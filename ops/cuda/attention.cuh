@@ -20,6 +20,7 @@ struct AttentionShape {
   int unused;
   const int *query_starts, *key_starts;    // (B + 1): first rows of packed sequences
   const int *query_lengths, *key_lengths;  // (B): rows that count, the rest is padding
+  const unsigned char *key_visible;        // (B, M): 0 where no query may look
 };
 
 // One sequence, cut to its own length.
@@ -38,6 +39,11 @@ struct Sequence {
   __device__ int end(const AttentionShape &shape, int query) const {
     if (!shape.causal) return keys;
     return max(min(shape.prefix, keys), min(query + 1 + keys - queries, keys));
+  }
+
+  // Whether any query may look at this key, one of the sequence's.
+  __device__ bool visible(const AttentionShape &shape, int key) const {
+    return !shape.key_visible || shape.key_visible[int64(batch) * shape.keys + key];
   }
 
   // The first query that sees this key.

@@ -70,6 +70,7 @@ __device__ void keys_and_values(Heads<const T> q, Heads<const T> k, Heads<const 
       statistics[slot * 2 * OTHERS + OTHERS + threadIdx.x] = own.delta;
     }
   };
+  const bool visible[2] = {key + g < sequence.keys && sequence.visible(shape, key + g), key + g + 8 < sequence.keys && sequence.visible(shape, key + g + 8)};
   if (steps > 0) fetch(0);
   float key_sums[D / 8][4] = {}, value_sums[D / 8][4] = {};
   for (int step = 0; step < steps; step++) {
@@ -89,7 +90,7 @@ __device__ void keys_and_values(Heads<const T> q, Heads<const T> k, Heads<const 
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         const int column = n * 8 + t + i % 2;
-        const bool seen = all_seen || key + g + i / 2 * 8 < sequence.end(shape, query + column);
+        const bool seen = visible[i / 2] && (all_seen || key + g + i / 2 * 8 < sequence.end(shape, query + column));
         p[n][i] = seen ? exp2f(p[n][i] * (shape.scale * LOG2E) - log_sum[column]) : 0.0f;
         ds[n][i] = p[n][i] * (ds[n][i] - delta[column]);
       }
@@ -140,8 +141,9 @@ __device__ void queries(Heads<const T> q, Heads<const T> k, Heads<const T> v, He
       const int seen = key + OTHERS <= always ? always : sequence.end(shape, query + g + i / 2 * 8);
 #pragma unroll
       for (int n = 0; n < N; n++) {
+        const int column = key + n * 8 + t + i % 2;
         const float weight = exp2f(p[n][i] * (shape.scale * LOG2E) - own[i / 2].log_sum);
-        ds[n][i] = key + n * 8 + t + i % 2 < seen ? weight * (ds[n][i] - own[i / 2].delta) : 0.0f;
+        ds[n][i] = column < seen && sequence.visible(shape, column) ? weight * (ds[n][i] - own[i / 2].delta) : 0.0f;
       }
     }
     add_weighted_rows<T, D>(sums, ds, key_tile);
@@ -198,7 +200,7 @@ __device__ void keys_and_values(Heads<const float> q, Heads<const float> k, Head
   const Sequence sequence(shape, blockIdx.z);
   const int kv = blockIdx.y, shared = shape.heads / shape.kv_heads, first = blockIdx.x * OWN, key = first + threadIdx.x / 4;
   if (first >= sequence.keys) return;
-  const bool counts = key < sequence.keys;
+  const bool counts = key < sequence.keys, visible = counts && sequence.visible(shape, key);
   Quarter<D> own_key, own_value, key_sum, value_sum;
   if (counts) own_key.load(sequence.keys_of(k, kv) + key * k.row), own_value.load(sequence.keys_of(v, kv) + key * v.row);
   const int start = sequence.first_to_see(shape, first) / OTHERS * OTHERS;
@@ -217,7 +219,7 @@ __device__ void keys_and_values(Heads<const float> q, Heads<const float> k, Head
       __syncthreads();
       for (int j = 0; j < OTHERS; j++) {
         const float logit = own_key.product(query_tile + j * D) * (shape.scale * LOG2E);
-        const float weight = key < sequence.end(shape, query + j) ? exp2f(logit - statistics[j]) : 0.0f;
+        const float weight = visible && key < sequence.end(shape, query + j) ? exp2f(logit - statistics[j]) : 0.0f;
         const float change = own_value.product(grad_tile + j * D) - statistics[OTHERS + j];
         value_sum.add(weight, grad_tile + j * D);
         key_sum.add(weight * change, query_tile + j * D);
@@ -251,7 +253,7 @@ __device__ void queries(Heads<const float> q, Heads<const float> k, Heads<const 
     __syncthreads();
     for (int j = 0; j < OTHERS; j++) {
       const float logit = own_query.product(key_tile + j * D) * (shape.scale * LOG2E);
-      const float weight = key + j < own_end ? exp2f(logit - own.log_sum) : 0.0f;
+      const float weight = key + j < own_end && sequence.visible(shape, key + j) ? exp2f(logit - own.log_sum) : 0.0f;
       sum.add(weight * (own_grad.product(value_tile + j * D) - own.delta), key_tile + j * D);
     }
   }

@@ -26,7 +26,7 @@ __device__ void part(Heads<const T> q, Heads<const T> k, Heads<const T> v, float
   float most = -INFINITY, sum = 0.0f;
   for (int start = first; start < end; start += STREAMS) {
     const int key = start + stream;
-    const bool counts = key < end;
+    const bool counts = key < end && sequence.visible(shape, key);
     const int64 at = counts ? key : first;
     float logit = 0.0f;
 #pragma unroll

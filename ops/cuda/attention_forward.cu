@@ -38,7 +38,7 @@ struct Softmax {
   }
 };
 
-// A query's logits beyond the keys that it sees become -inf.
+// A query's logits of keys that it does not see become -inf.
 template <int N> __device__ void mask(float (&s)[N][4], const AttentionShape &shape, const Sequence &sequence, int query, int key) {
   int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4 * 2;
 #pragma unroll
@@ -48,7 +48,7 @@ template <int N> __device__ void mask(float (&s)[N][4], const AttentionShape &sh
     for (int n = 0; n < N; n++)
 #pragma unroll
       for (int i = 0; i < 2; i++)
-        if (key + n * 8 + t + i >= end) s[n][half * 2 + i] = -INFINITY;
+        if (key + n * 8 + t + i >= end || !sequence.visible(shape, key + n * 8 + t + i)) s[n][half * 2 + i] = -INFINITY;
   }
 }
 
@@ -100,7 +100,7 @@ __device__ void forward(Heads<const T> q, Heads<const T> k, Heads<const T> v, He
         mma_16x8x16<T>(s[n], left[i], b[0]);
         mma_16x8x16<T>(s[n + 1], left[i], b[1]);
       }
-    if (key + KEYS > always) mask(s, shape, sequence, query, key);
+    if (key + KEYS > always || shape.key_visible) mask(s, shape, sequence, query, key);
     softmax.update(s, scale);
 #pragma unroll
     for (int n = 0; n < D / 8; n++)
@@ -167,7 +167,7 @@ __device__ void forward(Heads<const float> q, Heads<const float> k, Heads<const 
 #pragma unroll
         for (int i = 0; i < PIECES; i++) logit = dot(own[i], load4(key_tile + (start + j) * D + i * 16 + part), logit);
         logit = sum_lanes<4>(logit);
-        s[j] = key + start + j < own_end ? logit : -INFINITY;
+        s[j] = key + start + j < own_end && sequence.visible(shape, key + start + j) ? logit : -INFINITY;
         largest = fmaxf(largest, s[j]);
       }
       const float shift = largest == -INFINITY ? 0.0f : largest, factor = exp2f(most - shift);
@@ -194,7 +194,7 @@ __device__ void forward(Heads<const float> q, Heads<const float> k, Heads<const 
 
 // Grid: (tiles of queries, H, B).
 #define FORWARD(NAME, T, D, KERNEL, THREADS)                                                                                     \
-  extern "C" __global__ void __launch_bounds__(THREADS) attention_forward_##NAME##_d##D(                                         \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_forward_##NAME##_d##D(                                         \
       Heads<const T> q, Heads<const T> k, Heads<const T> v, Heads<T> o, float *log_sums, AttentionShape shape) {                 \
     KERNEL(q, k, v, o, log_sums, shape);                                                                                         \
   }

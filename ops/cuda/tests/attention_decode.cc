@@ -10,7 +10,7 @@ template <class T, int D> void prove(Part<T> part_kernel, Combine<T> combine_ker
   const int lengths[] = {1, 2, 5, 31, 32, 33, 64, 100, 129, 200}, parts_of[] = {1, 2, 3, 7};
   for (int i = 0; i < 40; i++) {
     const int heads = i % 3 == 2 ? 4 : 2, parts = parts_of[i % 4];
-    Case c{1 + i % 2, heads, i % 2 ? heads : heads / 2, 1, lengths[i % 10], 0, 0, Layout::Lengths, i % 5 == 4};
+    Case c{1 + i % 2, heads, i % 2 ? heads : heads / 2, 1, lengths[i % 10], 0, 0, i % 3 ? Layout::Lengths : Layout::Masked, i % 5 == 4};
     Problem<T, D> p(c);
     proof.shape(name_of(c) + text(", %d parts", parts));
     auto outputs = unwritten<float>(size_t(c.batch) * heads * parts * D), log_sums = unwritten<float>(size_t(c.batch) * heads * parts);

@@ -3,7 +3,7 @@
 #include "check.h"
 #include "../attention.cuh"
 
-enum class Layout { Padded, Lengths, Packed };
+enum class Layout { Padded, Lengths, Packed, Masked };
 
 struct Case {
   int batch, heads, kv_heads, queries, keys, causal, prefix;
@@ -20,7 +20,7 @@ inline std::vector<Case> attention_cases() {
     auto [queries, keys] = lengths[i % 12];
     auto [own, shared] = heads[(i + i / 12) % 4];
     int mask = (i + i / 4) % 3, prefix = mask == 2 ? 1 + (i * 5) % (keys + 3) : 0;
-    cases.push_back({i % 12 < 8 ? 2 : 1, own, shared, queries, keys, mask > 0, prefix, Layout((i / 2 + i / 12) % 3), i % 2 == 1});
+    cases.push_back({i % 12 < 8 ? 2 : 1, own, shared, queries, keys, mask > 0, prefix, Layout((i / 2 + i / 12) % 4), i % 2 == 1});
   }
   return cases;
 }
@@ -68,13 +68,14 @@ struct Places {
 template <class T, int D> struct Problem {
   Case c;
   std::vector<int> query_counts, key_counts;
+  std::vector<unsigned char> visible;  // (B, M) if masked
   Places query_places, key_places;
   std::vector<T> q, k, v, grad;
   AttentionShape shape;
 
   static std::vector<int> counts(const Case &c, int length, int step) {
     std::vector<int> counts(c.batch, length);
-    if (c.layout != Layout::Padded)
+    if (c.layout == Layout::Lengths || c.layout == Layout::Packed)
       for (int b = 1; b < c.batch; b++) counts[b] = std::max(1, length - step * b);
     return counts;
   }
@@ -83,9 +84,12 @@ template <class T, int D> struct Problem {
       : c(c), query_counts(counts(c, c.queries, 2)), key_counts(counts(c, c.keys, 5)), query_places(c, c.heads, D, c.queries, query_counts),
         key_places(c, c.kv_heads, D, c.keys, key_counts), q(query_places.filled<T>()), k(key_places.filled<T>()), v(key_places.filled<T>()),
         grad(query_places.filled<T>()) {
-    shape = {c.heads, c.kv_heads, c.queries, c.keys, c.causal, c.prefix, 1.0f / std::sqrt(float(D)), 0, nullptr, nullptr, nullptr, nullptr};
+    shape = {c.heads, c.kv_heads, c.queries, c.keys, c.causal, c.prefix, 1.0f / std::sqrt(float(D)), 0, nullptr, nullptr, nullptr, nullptr, nullptr};
     if (c.layout == Layout::Lengths) shape.query_lengths = query_counts.data(), shape.key_lengths = key_counts.data();
     if (c.layout == Layout::Packed) shape.query_starts = query_places.starts.data(), shape.key_starts = key_places.starts.data();
+    if (c.layout != Layout::Masked) return;
+    for (int i = 0; i < c.batch * c.keys; i++) visible.push_back(below(3) > 0);
+    shape.key_visible = visible.data();
   }
   Problem(const Problem &) = delete;
 
@@ -126,12 +130,15 @@ template <class T, int D, Wanted WANTED> struct Reference {
     if (p.c.causal) end = std::max(std::min(p.c.prefix, keys), std::min(keys, query + 1 + keys - p.query_counts[b]));
     const double scale = p.shape.scale;
     std::vector<double> s(std::max(end, 0)), size(s.size());
+    auto hidden = [&](int j) { return !p.visible.empty() && !p.visible[b * p.c.keys + j]; };
     double most = -INFINITY, sum = 0;
     for (int j = 0; j < end; j++) {
       const int64 key = p.key_places.at(b, kv, j);
+      if (hidden(j)) s[j] = -INFINITY;
       for (int x = 0; x < D; x++) s[j] += scale * wide(p.q[at + x]) * wide(p.k[key + x]), size[j] += scale * std::fabs(wide(p.q[at + x]) * wide(p.k[key + x]));
       most = std::max(most, s[j]);
     }
+    if (most == -INFINITY) end = 0;
     for (int j = 0; j < end; j++) sum += std::exp(s[j] - most);
     log_sums.values[p.statistic(b, head, query)] = most + std::log(sum);
     double delta = 0, delta_size = 0, largest = 0;
