@@ -40,6 +40,7 @@ template <class T> __device__ void update(T *logits, const unsigned *targets, co
   added = sum_block<WARPS>(added, scratch);
   if (threadIdx.x > 0) return;
   if (target >= 0 && target < width) *own = wide(values[target]);
+  else if (first == 0) *own = NAN;  // until its chunk comes; a target outside the vocabulary makes the loss NaN
   const float before = first > 0 ? *most : -INFINITY, top = fmaxf(before, largest);
   *sum = (first > 0 ? *sum * exp2f((before - top) * LOG2E) : 0.0f) + added * exp2f((largest - top) * LOG2E);
   *most = top;

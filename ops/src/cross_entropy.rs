@@ -27,6 +27,7 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor, weights: &Tensor) -> Res
 /// The gradient to `hidden` is made with the loss, while a chunk's logits are at hand.
 pub fn linear_cross_entropy(hidden: &Tensor, head: &Tensor, targets: &Tensor, weights: &Tensor) -> Result<Tensor> {
     let head = head.detach();
+    or_cuda!(crate::cuda::linear_cross_entropy(hidden, &head, targets, weights));
     if !fused(&[hidden, &head, weights]) {
         return composed::cross_entropy(&frozen_linear(hidden, &head, None)?, targets, &weights.detach());
     }
