@@ -26,6 +26,10 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor, weights: &Tensor) -> Res
 ///
 /// The gradient to `hidden` is made with the loss, while a chunk's logits are at hand.
 pub fn linear_cross_entropy(hidden: &Tensor, head: &Matrix, targets: &Tensor, weights: &Tensor) -> Result<Tensor> {
+    or_cuda!(match head.on_device() {
+        Some(head) => crate::cuda::linear_cross_entropy(hidden, head, targets, weights),
+        None => Ok(None),
+    });
     if !fused(&[hidden, weights]) {
         return composed::cross_entropy(&head.forward(hidden)?, targets, &weights.detach());
     }

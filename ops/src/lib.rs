@@ -2,6 +2,18 @@
 //!
 //! Everything that is trained goes through this crate. Letters in shapes: B batch, H heads, L queries, M keys, D head width.
 
+/// Returns with the CUDA kernels' result where they take what they are given; goes on otherwise.
+macro_rules! or_cuda {
+    ($call:expr) => {
+        #[cfg(feature = "cuda")]
+        {
+            if let Some(y) = $call? {
+                return Ok(y);
+            }
+        }
+    };
+}
+
 mod activation;
 mod attention;
 mod checkpoint;
@@ -9,6 +21,8 @@ pub mod composed;
 mod conv3d;
 mod cpu;
 mod cross_entropy;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod dropout;
 mod few;
 mod gemm;

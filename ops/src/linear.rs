@@ -20,6 +20,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
 /// x: (..., in), weight: (out, in), bias: (out) -> (..., out).
 pub fn frozen_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (weight, bias) = (weight.detach(), bias.map(Tensor::detach));
+    or_cuda!(crate::cuda::frozen_linear(x, &weight, bias.as_ref()));
     if !fused(&[x, &weight]) || bias.as_ref().is_some_and(|bias| !fused(&[bias])) {
         return composed::linear(x, &weight, bias.as_ref());
     }

@@ -12,9 +12,9 @@ use rayon::prelude::*;
 pub use format::Format;
 pub(crate) use format::{SPAN, half_at, words};
 
-use crate::composed;
 use crate::cpu::{Values, values};
 use crate::few::{FEW, few_rows};
+use crate::frozen_linear;
 use crate::gemm::{Left, Precision, Right, product};
 
 /// Bytes that outlive whoever asked for them: a mapped file, say.
@@ -140,6 +140,15 @@ impl Matrix {
         }
     }
 
+    /// The rows' tensor where another device holds it.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_device(&self) -> Option<&Tensor> {
+        match &self.rows {
+            Rows::Host { .. } => None,
+            Rows::Device(tensor) => Some(tensor),
+        }
+    }
+
     /// All values, f32 (out, in).
     pub fn to_tensor(&self) -> Result<Tensor> {
         match &self.rows {
@@ -177,7 +186,7 @@ impl Matrix {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match &self.rows {
             Rows::Host { .. } => x.contiguous()?.apply_op1(MatrixLinear(self.clone())),
-            Rows::Device(tensor) => composed::linear(x, tensor, None),
+            Rows::Device(tensor) => frozen_linear(x, tensor, None),
         }
     }
 
