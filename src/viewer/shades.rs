@@ -52,7 +52,7 @@ pub fn pack(shades: &[u8], shape: [usize; 3]) -> String {
 
 /// From the left, upper and upper left neighbours; 0 stands outside of the slice.
 fn predicted(slice: &[u8], at: usize, w: usize) -> u8 {
-    let (left, up) = (at % w > 0, at >= w);
+    let (left, up) = (!at.is_multiple_of(w), at >= w);
     let value = |inside: bool, back: usize| if inside { i16::from(slice[at - back]) } else { 0 };
     let (a, b, c) = (value(left, 1), value(up, w), value(left && up, w + 1));
     let predicted = match () {
