@@ -13,9 +13,10 @@ const DRAWS: usize = 1000;
 
 /// Hits, extras and misses of each finding.
 type Counts = [[f64; 3]; 18];
+type LabelScore = fn(&Counts) -> f64;
 
 /// Label scores out of counts: micro F1, macro F1 over the findings that some reference has.
-const LABELS: [(&str, fn(&Counts) -> f64); 2] = [("labels.f1.micro", micro), ("labels.f1.macro_supported", macro_supported)];
+const LABELS: [(&str, LabelScore); 2] = [("labels.f1.micro", micro), ("labels.f1.macro_supported", macro_supported)];
 
 /// A group a metric, for the runs that were evaluated on the same studies as the first; and what the intervals are.
 pub(super) fn groups(scored: &[Scored], seed: u64) -> (Vec<BarGroup>, String) {
@@ -42,7 +43,7 @@ fn draws(studies: usize, seed: u64) -> Vec<Vec<usize>> {
     std::iter::once(whole).chain((0..DRAWS).map(|_| draw())).collect()
 }
 
-fn label_group(name: &str, score: fn(&Counts) -> f64, runs: &[&Scored], draws: &[Vec<usize>]) -> BarGroup {
+fn label_group(name: &str, score: LabelScore, runs: &[&Scored], draws: &[Vec<usize>]) -> BarGroup {
     let of = |run: usize, chosen: &[usize]| score(&counts(chosen.iter().map(|&study| &runs[run].pairs[study])));
     group(name, runs, draws, &of)
 }
