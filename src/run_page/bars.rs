@@ -11,11 +11,12 @@ use super::files::{Pair, Scored};
 
 const DRAWS: usize = 1000;
 
-/// A score of the 18 findings' counts.
-type Score = fn(&[[f64; 3]; 18]) -> f64;
+/// Hits, extras and misses of each finding.
+type Counts = [[f64; 3]; 18];
+type LabelScore = fn(&Counts) -> f64;
 
 /// Label scores out of counts: micro F1, macro F1 over the findings that some reference has.
-const LABELS: [(&str, Score); 2] = [("labels.f1.micro", micro), ("labels.f1.macro_supported", macro_supported)];
+const LABELS: [(&str, LabelScore); 2] = [("labels.f1.micro", micro), ("labels.f1.macro_supported", macro_supported)];
 
 /// A group a metric, for the runs that were evaluated on the same studies as the first; and what the intervals are.
 pub(super) fn groups(scored: &[Scored], seed: u64) -> (Vec<BarGroup>, String) {
@@ -42,7 +43,7 @@ fn draws(studies: usize, seed: u64) -> Vec<Vec<usize>> {
     std::iter::once(whole).chain((0..DRAWS).map(|_| draw())).collect()
 }
 
-fn label_group(name: &str, score: fn(&[[f64; 3]; 18]) -> f64, runs: &[&Scored], draws: &[Vec<usize>]) -> BarGroup {
+fn label_group(name: &str, score: LabelScore, runs: &[&Scored], draws: &[Vec<usize>]) -> BarGroup {
     let of = |run: usize, chosen: &[usize]| score(&counts(chosen.iter().map(|&study| &runs[run].pairs[study])));
     group(name, runs, draws, &of)
 }
@@ -69,8 +70,7 @@ fn middle(values: &[f64]) -> [f64; 2] {
     [sorted[sorted.len() * 25 / 1000], sorted[(sorted.len() * 975 / 1000).saturating_sub(1)]]
 }
 
-/// Hits, extras and misses of each finding.
-fn counts<'a>(pairs: impl Iterator<Item = &'a Pair>) -> [[f64; 3]; 18] {
+fn counts<'a>(pairs: impl Iterator<Item = &'a Pair>) -> Counts {
     let mut counts = [[0.0; 3]; 18];
     for pair in pairs {
         for (finding, count) in counts.iter_mut().enumerate() {
@@ -89,11 +89,11 @@ fn f1([hit, extra, missed]: [f64; 3]) -> f64 {
     if hit > 0.0 { 2.0 * hit / (2.0 * hit + extra + missed) } else { 0.0 }
 }
 
-fn micro(counts: &[[f64; 3]; 18]) -> f64 {
+fn micro(counts: &Counts) -> f64 {
     f1([0, 1, 2].map(|kind| counts.iter().map(|count| count[kind]).sum()))
 }
 
-fn macro_supported(counts: &[[f64; 3]; 18]) -> f64 {
+fn macro_supported(counts: &Counts) -> f64 {
     let supported: Vec<f64> = counts.iter().filter(|[hit, _, missed]| hit + missed > 0.0).map(|count| f1(*count)).collect();
     supported.iter().sum::<f64>() / supported.len().max(1) as f64
 }

@@ -47,9 +47,8 @@ pub fn run_page((config, cache, run): (&Config, &Cache, &Path), asked: Asked, ti
     let scored = read_scored(run, asked.split)?;
     let chosen = choose(&scored, asked);
     let structures = Structures::load(&config.text.structures)?;
-    let budget = voxel_budget(chosen.len());
-    let one = |name: &String| study(config, cache, run, &structures, &scored, name, budget);
-    let views: Vec<(String, Result<StudyView>)> = chosen.par_iter().map(|name| (name.clone(), one(name))).collect();
+    let album = Album { config, cache, run, structures, scored: &scored, voxels: voxel_budget(chosen.len()) };
+    let views: Vec<(String, Result<StudyView>)> = chosen.par_iter().map(|name| (name.clone(), album.study(name))).collect();
     let (mut studies, mut failed) = (Vec::new(), Vec::new());
     for (name, view) in views {
         match view {
@@ -95,32 +94,37 @@ fn choose(scored: &[Scored], asked: Asked) -> Vec<String> {
     (0..wanted).map(|index| names[place(index)].0.to_string()).collect()
 }
 
-fn study(
-    config: &Config,
-    cache: &Cache,
-    run: &Path,
-    structures: &Structures,
-    scored: &[Scored],
-    name: &str,
-    budget: usize,
-) -> Result<StudyView> {
-    let known = |study: &&CachedStudy| study.name == name;
-    let cached = cache.studies.iter().find(known).ok_or_else(|| Error::Study {
-        study: name.to_string(),
-        what: format!("it was evaluated and is not in the cache {}", cache.root().display()),
-    })?;
-    let observed = Observed::read(run, name)?;
-    let evidence = evidence(config, structures, &observed);
-    let expected = cached.labels.unwrap_or_else(|| label_report(&cached.report));
-    let mut reports = vec![ReportView::reference(structures, &cached.report, &expected)];
-    for decoder in scored.iter().filter(|decoder| !decoder.shuffled) {
-        if let Some(pair) = decoder.pair(name) {
-            reports.push(ReportView::new(structures, &decoder.name, &pair.generated, Some(&expected)));
+/// Where studies come from, and how finely they are shown.
+struct Album<'a> {
+    config: &'a Config,
+    cache: &'a Cache,
+    run: &'a Path,
+    structures: Structures,
+    scored: &'a [Scored],
+    voxels: usize,
+}
+
+impl Album<'_> {
+    /// A study with its reference and what each decoder wrote.
+    fn study(&self, name: &str) -> Result<StudyView> {
+        let known = |study: &&CachedStudy| study.name == name;
+        let cached = self.cache.studies.iter().find(known).ok_or_else(|| Error::Study {
+            study: name.to_string(),
+            what: format!("it was evaluated and is not in the cache {}", self.cache.root().display()),
+        })?;
+        let observed = Observed::read(self.run, name)?;
+        let evidence = evidence(self.config, &self.structures, &observed);
+        let expected = cached.labels.unwrap_or_else(|| label_report(&cached.report));
+        let mut reports = vec![ReportView::reference(&self.structures, &cached.report, &expected)];
+        for decoder in self.scored.iter().filter(|decoder| !decoder.shuffled) {
+            if let Some(pair) = decoder.pair(name) {
+                reports.push(ReportView::new(&self.structures, &decoder.name, &pair.generated, Some(&expected)));
+            }
         }
+        let (prepared, range_hu) = (self.cache.volume(name)?, self.config.volume.range_hu());
+        let source = Source { name, prepared: &prepared, geometry: &observed.geometry, range_hu, evidence: &evidence };
+        StudyView::new(&source, self.voxels, reports)
     }
-    let (prepared, range_hu) = (cache.volume(name)?, config.volume.range_hu());
-    let source = Source { name, prepared: &prepared, geometry: &observed.geometry, range_hu, evidence: &evidence };
-    StudyView::new(&source, budget, reports)
 }
 
 /// The patches that an observation selected.

@@ -42,6 +42,7 @@ fn hundred() -> Page {
         evidence: &evidence,
     };
     let one = StudyView::new(&source, voxel_budget(100), reports.to_vec()).unwrap();
+    eprintln!("a study of a hundred: {:?} voxels (z, y, x)", one.volume.shape);
     assert!(one.volume.shape.iter().product::<usize>() > voxel_budget(100) / 3, "{:?}", one.volume.shape);
     let errors = |index: usize| vec![("errors".to_string(), (index * 7 % 10) as f64), ("rouge_l".to_string(), index as f64 / 100.0)];
     Page {
