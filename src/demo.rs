@@ -6,11 +6,11 @@ use std::time::Instant;
 use candle_core::Tensor;
 
 use crate::assess::{Question, evaluate_run, retrieve};
-use crate::compare::{Comparison, compare};
+use crate::compare::{Comparing, Comparison, compare};
 use crate::config::Config;
 use crate::data::phantom::write_dataset;
 use crate::data::{Cache, Split, prepare, read_ct_rate};
-use crate::evaluate::{Evaluation, Pair, RetrievalScores};
+use crate::evaluate::{Evaluation, Instruments, Pair, RetrievalScores};
 use crate::generate::{DRAFT, DecoderKind, Observed, Report, Reporter, Visual, observe, patch_evidence};
 use crate::text::{FINDINGS, Structures, label_report};
 use crate::train::{Progress, train_language, train_report, train_structure, write_manifest};
@@ -96,7 +96,7 @@ impl Demo {
         clock.time("train BERT", || train_report(&config, &cache, &run, DecoderKind::Bert, true))?;
         let (evaluations, pairs) = clock.time("write and score reports", || score(&config, &cache, &run))?;
         let retrieval = retrieve(&config, &cache, &run, Split::Test)?;
-        let comparison = compare(&evaluations, config.seed)?;
+        let comparison = compare(&evaluations, &Comparing::seeded(config.seed))?;
         let reports = self.real_scans(&run)?;
         let page = self.out.join("report.html");
         write_aside(&page, self.page(&config, &cache, &run, &comparison, &retrieval, &pairs)?.render()?.as_bytes())?;
@@ -135,6 +135,7 @@ impl Demo {
             table("Scores", comparison.metric_rows()),
             table("Differences", comparison.difference_rows()),
             table("F1 a finding", comparison.finding_rows()),
+            table("Runs", comparison.fact_rows()),
             table("Report-to-volume retrieval", recalls),
         ];
         let shown = pairs[0].iter().zip(&pairs[1]).take(SHOWN);
@@ -162,9 +163,10 @@ fn prepare_all(config: &Config, dataset: &Path, cache: &Path) -> Result<Cache> {
 
 /// Scores of LLaMA, BERT and shuffled LLaMA on held-out phantoms, and the pairs of the first two.
 fn score(config: &Config, cache: &Cache, run: &Path) -> Result<(Vec<Evaluation>, [Vec<Pair>; 2])> {
+    let instruments = Instruments::at_hand()?;
     let ask = |kind: DecoderKind, visual: Visual| {
         let question = Question { split: Split::Test, visual, limit: None };
-        evaluate_run((config, cache, run), kind, question, None, &mut |_| {})
+        evaluate_run((config, cache, run), kind, question, &instruments, &mut |_| {})
     };
     let (llama, llama_pairs) = ask(DecoderKind::Llama, Visual::Own)?;
     let (bert, bert_pairs) = ask(DecoderKind::Bert, Visual::Own)?;
