@@ -310,7 +310,8 @@ mod tests {
     fn the_better_run_wins_every_study() {
         let runs = [run("poor", "The lungs are clear.", &STUDIES), run("good", REFERENCE, &STUDIES)];
         let comparison = compare(&runs, &seeded()).unwrap();
-        for difference in &comparison.differences {
+        // one reference for all has no rare word, so that CIDEr sees nothing
+        for difference in comparison.differences.iter().filter(|difference| !difference.metric.starts_with("cider")) {
             assert_eq!(difference.wins_ties_losses, [8, 0, 0], "{}", difference.metric);
             // of 256 swaps of eight studies two are as large; the test cannot know better
             assert!(difference.p < 0.03 && difference.p_holm >= difference.p, "{difference:?}");

@@ -109,7 +109,7 @@ mod tests {
         assert_eq!(scores.corpus["contradiction.reports.generated"], 0.5);
         assert_eq!(scores.corpus["contradiction.reports.reference"], 0.0);
         assert_eq!(scores.corpus["collapse.repeated_sentence_share"], 0.25);
-        assert_eq!(scores.corpus["length.ratio"], 15.0 / 7.0);
+        assert_eq!(scores.corpus["length.ratio"], 16.0 / 7.0);
         assert_eq!(scores.studies[0]["contradiction.reports.generated"], 1.0);
     }
 }

@@ -28,6 +28,8 @@ pub struct Statement {
     regions: u32,
     /// Words that narrow what is said, as bits of [`QUALIFIERS`].
     qualifiers: u32,
+    /// Whether the clause speaks of no other finding: then its sides are this one's.
+    alone: bool,
     /// The clause.
     pub clause: String,
 }
@@ -52,22 +54,23 @@ const REGIONS: [&str; 13] = [
 /// "No other nodule" denies none that was told; "no enlarged node" denies only enlarged ones.
 const QUALIFIERS: [&str; 6] = [
     r"\b(other|another|additional|further|new|newly|else)\b",
-    r"\benlarg|\bpatholog|lymphadenopath|\bsize",
+    r"\benlarg|\bpatholog|lymphadenopath",
     r"\b(active|acute|current)",
     r"\b(significant|obvious|marked|massive|large|gross)",
-    r"\b(solid|calcified|spiculated|suspicious|malignan\w*|metasta\w*|mass)\b",
+    r"\b(solid|calcified|spiculated|suspicious|malignan\w*|metasta\w*|sign\w*|finding\w*|differentiation)\b",
     r"\b(diffuse|widespread|focal|local\w*)\b",
 ];
 
 /// Denials that hold no word of the finding.
 const NORMAL: [(usize, &str); 1] = [(
     2,
-    r"\b(heart|cardiac)( size| contours?( and size)?|( size)? and contours?| dimensions?)? (is|are|has|have)( a)? (within )?(normal|natural|unremarkable)( limits| size)?|\bsize of the heart is (normal|natural)",
+    r"\b(heart|cardiac)\b[^.;]{0,20}\bsizes? (is|are)( within)? (normal|natural)|\bheart has a (normal|natural) size|\bsize of the heart is( within)? (normal|natural)",
 )];
 
 const LEFT: &str = r"\bleft\b|\bbilateral|\bboth (lungs?|sides|hemithora\w*|pleura\w*|hil\w*|axill\w*|upper|lower|apic\w*)|\blingul";
 const RIGHT: &str = r"\bright\b|\bbilateral|\bboth (lungs?|sides|hemithora\w*|pleura\w*|hil\w*|axill\w*|upper|lower|apic\w*)|\bmiddle lobe";
 const NEGATED: &str = r"\b(no|not|without|none)\b";
+const EARLIER: &str = r"\b(previous|earlier|prior|regress\w*|resol\w*|disappear\w*|described|differentiated|favor)\b";
 const IMPOSSIBLE: &str =
     r"\bleft (lung )?middle lobe|middle lobe of (the )?left|\bright (lung )?lingul\w*|lingula\w*( segment)? of (the )?right";
 
@@ -77,6 +80,7 @@ static PATTERNS: LazyLock<Patterns> = LazyLock::new(|| Patterns {
     qualifiers: QUALIFIERS.map(compile),
     normal: NORMAL.map(|(finding, pattern)| (finding, compile(pattern))),
     negated: compile(NEGATED),
+    earlier: compile(EARLIER),
     impossible: compile(IMPOSSIBLE),
 });
 
@@ -86,6 +90,7 @@ struct Patterns {
     qualifiers: [Regex; 6],
     normal: [(usize, Regex); 1],
     negated: Regex,
+    earlier: Regex,
     impossible: Regex,
 }
 
@@ -99,20 +104,22 @@ fn bits(patterns: &[Regex], text: &str) -> u32 {
 
 /// What a report affirms and denies, in its order.
 pub fn read_statements(report: &str) -> Vec<Statement> {
-    let statement = |finding: usize, affirmed: bool, clause: &str| Statement {
+    let statement = |finding: usize, affirmed: bool, alone: bool, clause: &str| Statement {
         finding,
         affirmed,
+        alone,
         sides: PATTERNS.sides.iter().filter(|(_, pattern)| pattern.is_match(clause)).map(|(side, _)| *side).collect(),
         regions: bits(&PATTERNS.regions, clause),
         qualifiers: bits(&PATTERNS.qualifiers, clause),
         clause: clause.to_string(),
     };
-    let mut found: Vec<Statement> = clauses(report)
-        .iter()
-        .flat_map(|clause| clause.findings.iter().map(|finding| statement(*finding, !clause.denied, &clause.text)).collect::<Vec<_>>())
-        .collect();
+    let mut found = Vec::new();
+    for clause in clauses(report) {
+        let alone = clause.findings.len() == 1;
+        found.extend(clause.findings.iter().map(|finding| statement(*finding, !clause.denied, alone, &clause.text)));
+    }
     for (finding, pattern) in &PATTERNS.normal {
-        found.extend(pattern.find_iter(report).map(|hit| statement(*finding, false, hit.as_str())));
+        found.extend(pattern.find_iter(report).map(|hit| statement(*finding, false, true, hit.as_str())));
     }
     found
 }
@@ -128,13 +135,16 @@ pub fn contradictions(statements: &[Statement]) -> Vec<(&Statement, &Statement)>
 
 /// Whether a denial leaves no room for what is affirmed.
 fn excludes(denied: &Statement, affirmed: &Statement) -> bool {
-    let sides = denied.sides.is_empty() || denied.sides.len() == 2 || denied.sides.iter().any(|side| affirmed.sides.contains(side));
+    let all_sides = denied.sides.is_empty() || denied.sides.len() == 2;
+    let sides = all_sides || (affirmed.alone && denied.sides.iter().any(|side| affirmed.sides.contains(side)));
     let regions = denied.regions == 0 || denied.regions & affirmed.regions != 0;
     // "right upper and left lower lobe" does not say which region is on which side
     let told_apart = denied.regions == 0 || affirmed.sides.len() < 2 || affirmed.regions.count_ones() < 2;
     let narrowed =
         denied.qualifiers & !affirmed.qualifiers == 0 && (denied.qualifiers == 0 || !PATTERNS.negated.is_match(&affirmed.clause));
-    sides && regions && told_apart && narrowed
+    // what is compared with another examination, or weighed, is not simply denied or affirmed
+    let now = ![denied, affirmed].iter().any(|statement| PATTERNS.earlier.is_match(&statement.clause));
+    sides && regions && told_apart && narrowed && now
 }
 
 /// The sides on which a finding is affirmed, sorted; none where no clause names one.
