@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::assess::{Question, evaluate_run, retrieve};
-use crate::compare::{Comparison, compare};
+use crate::compare::{Comparing, Comparison, compare};
 use crate::config::Config;
 use crate::data::phantom::write_dataset;
 use crate::data::{Cache, Split, prepare, read_ct_rate};
-use crate::evaluate::{Evaluation, RetrievalScores};
+use crate::evaluate::{Evaluation, Instruments, RetrievalScores};
 use crate::generate::{DRAFT, DecoderKind, Report, Reporter, Visual, observe};
 use crate::run_page::{Asked, Pick, run_page};
 use crate::train::{Progress, train_language, train_report, train_structure, write_manifest};
@@ -94,7 +94,7 @@ impl Demo {
         clock.time("train BERT", || train_report(&config, &cache, &run, DecoderKind::Bert, true))?;
         let evaluations = clock.time("write and score reports", || score(&config, &cache, &run))?;
         let retrieval = retrieve(&config, &cache, &run, Split::Test)?;
-        let comparison = compare(&evaluations, config.seed)?;
+        let comparison = compare(&evaluations, &Comparing::seeded(config.seed))?;
         let reports = self.real_scans(&run)?;
         let page = self.out.join("report.html");
         write_aside(&page, self.page((&config, &cache, &run), &comparison, &retrieval)?.render()?.as_bytes())?;
@@ -127,7 +127,11 @@ impl Demo {
             .iter()
             .map(|(k, recall)| vec![format!("R@{k}"), format!("{recall:.3}"), format!("{:.3}", retrieval.chance_at[k])]);
         let recalls = (["", "recall", "chance"].map(String::from).to_vec(), recalls.collect());
-        let more = [table("Differences", comparison.difference_rows()), table("Report-to-volume retrieval", recalls)];
+        let more = [
+            table("Differences", comparison.difference_rows()),
+            table("Runs", comparison.fact_rows()),
+            table("Report-to-volume retrieval", recalls),
+        ];
         page.scores.get_or_insert_default().tables.extend(more);
         page.notice = format!("{NOTICE} {DRAFT}");
         Ok(page)
@@ -153,9 +157,10 @@ fn prepare_all(config: &Config, dataset: &Path, cache: &Path) -> Result<Cache> {
 
 /// Scores of LLaMA, BERT and shuffled LLaMA on held-out phantoms.
 fn score(config: &Config, cache: &Cache, run: &Path) -> Result<Vec<Evaluation>> {
+    let instruments = Instruments::at_hand()?;
     let ask = |kind: DecoderKind, visual: Visual| -> Result<Evaluation> {
         let question = Question { split: Split::Test, visual, limit: None };
-        Ok(evaluate_run((config, cache, run), kind, question, None, &mut |_| {})?.0)
+        Ok(evaluate_run((config, cache, run), kind, question, &instruments, &mut |_| {})?.0)
     };
     Ok(vec![ask(DecoderKind::Llama, Visual::Own)?, ask(DecoderKind::Bert, Visual::Own)?, ask(DecoderKind::Llama, Visual::Shuffled)?])
 }

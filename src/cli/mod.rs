@@ -9,6 +9,7 @@ mod demo;
 mod evaluate;
 mod generate;
 mod inspect;
+mod instruments;
 mod observe;
 mod phantom;
 mod prepare;

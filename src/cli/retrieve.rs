@@ -25,9 +25,13 @@ impl Args {
         if self.json {
             return print_json(&scores);
         }
-        println!("report-to-volume retrieval among {} volumes", scores.volumes);
+        println!(
+            "report-to-volume retrieval among {} volumes, {} of them with a report that others share",
+            scores.volumes, scores.shared_reports
+        );
         for (k, recall) in &scores.recall_at {
-            println!("  R@{k:<4} {recall:.4}   (chance {:.4})", scores.chance_at[k]);
+            let (same, chance) = (scores.recall_at_same_report[k], scores.chance_at[k]);
+            println!("  R@{k:<4} {recall:.4}   any volume with the same report {same:.4}   (chance {chance:.4})");
         }
         Ok(())
     }

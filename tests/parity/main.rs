@@ -2,6 +2,7 @@
 //! where they are absent each test says so and passes over.
 
 mod bert;
+mod conventions;
 mod ctvit;
 mod fixtures;
 mod llama;
