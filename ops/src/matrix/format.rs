@@ -88,7 +88,7 @@ impl Format {
         self.block() > 1
     }
 
-    /// Reads the values `start .. start + out.len()` of a row. In a quantised row both are multiples of [`SPAN`].
+    /// Reads the values `start .. start + out.len()` of a row. In a quantised row both are multiples of 32.
     pub fn read(self, row: &[u8], start: usize, out: &mut [f32]) {
         match self {
             Format::F32 => words::<f32>(row, start, out.len(), |values| out.copy_from_slice(values)),
