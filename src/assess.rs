@@ -141,7 +141,8 @@ fn save(folder: &Path, name: &str, evaluation: &Evaluation, pairs: &[Pair]) -> R
 /// Reads the scores that [`evaluate_run`] wrote.
 pub fn read_evaluation(path: &Path) -> Result<Evaluation> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    serde_json::from_str(&text).map_err(|e| Error::file(path, format!("not an evaluation: {e}")))
+    serde_json::from_str(&text)
+        .map_err(|e| Error::file(path, format!("not an evaluation of this version ({e}); make it again with `ctscribe evaluate`")))
 }
 
 /// Reads the pairs that [`evaluate_run`] wrote beside them.

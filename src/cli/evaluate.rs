@@ -125,7 +125,7 @@ impl Args {
         let question = |visual: Visual| Question { split: self.split.into(), visual, limit: self.limit };
         let ask = |visual: Visual| {
             let total = cache.split(self.split.into()).len().min(self.limit.unwrap_or(usize::MAX));
-            let progress = Progress::new(&format!("write reports{}", visual.suffix()), total as u64);
+            let progress = Progress::new(format!("write reports{}", visual.suffix()), total as u64);
             let found = evaluate_run(whole, kind, question(visual), instruments, &mut |done| progress.at(done as u64, ""))?;
             progress.finish("");
             Ok::<_, Error>(found)

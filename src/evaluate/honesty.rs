@@ -31,7 +31,8 @@ pub(super) fn add_metrics(pairs: &[Pair], found: &[[bool; 18]], scores: &mut Sco
     scores.add_mean("contradiction.reports.generated", generated.iter().map(contradicts));
     // what the rules find in the references is their noise
     scores.add_mean("contradiction.reports.reference", reference.iter().map(contradicts));
-    scores.add_mean("laterality.impossible", pairs.iter().map(|pair| share(!impossible_sides(&pair.generated).is_empty())));
+    scores.add_mean("laterality.impossible.generated", pairs.iter().map(|pair| share(!impossible_sides(&pair.generated).is_empty())));
+    scores.add_mean("laterality.impossible.reference", pairs.iter().map(|pair| share(!impossible_sides(&pair.reference).is_empty())));
     add_sides(&generated, &reference, scores);
 }
 

@@ -97,10 +97,9 @@ impl Stem {
 
     /// The first of the rules whose suffix fits is applied if what stands before it measures more than `least`, else none is.
     fn replace_if(&mut self, rules: &[(&str, &str)], least: usize) {
-        if let Some((suffix, by)) = rules.iter().find(|(suffix, _)| self.ends(suffix)) {
-            if measure(self.before(suffix)) > least {
-                self.replace(suffix, by);
-            }
+        let rule = rules.iter().find(|(suffix, _)| self.ends(suffix));
+        if let Some((suffix, by)) = rule.filter(|(suffix, _)| measure(self.before(suffix)) > least) {
+            self.replace(suffix, by);
         }
     }
 
