@@ -76,7 +76,7 @@ impl Fused {
     /// (B, H, L, D) and the kernels' description of the shape.
     pub fn shape(&self, q: &Layout, k: &Layout, v: &Layout) -> Result<((usize, usize, usize, usize), KernelShape)> {
         let ((b, h, l, d), (kb, kv, m, kd)) = (q.shape().dims4()?, k.shape().dims4()?);
-        if k.shape() != v.shape() || kb != b || kd != d || kv == 0 || h % kv != 0 || l == 0 || m == 0 {
+        if k.shape() != v.shape() || kb != b || kd != d || kv == 0 || !h.is_multiple_of(kv) || l == 0 || m == 0 {
             bail!("attention: q is {:?}, k {:?}, v {:?}", q.shape(), k.shape(), v.shape());
         }
         let visible = self.visible.as_ref().map(Place::of).transpose()?;

@@ -16,7 +16,7 @@ const GROUPS: usize = 256;
 /// None unless C is a multiple of 4.
 pub fn norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, centred: bool, eps: f64) -> Result<Option<Tensor>> {
     let tensors: Vec<&Tensor> = [x, weight].into_iter().chain(bias).collect();
-    if !on_device(&tensors) || weight.elem_count() % 4 != 0 {
+    if !on_device(&tensors) || !weight.elem_count().is_multiple_of(4) {
         return Ok(None);
     }
     let op = Norm { centred, eps: eps as f32 };

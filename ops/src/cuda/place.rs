@@ -79,7 +79,7 @@ pub fn device(tensor: &Tensor) -> Result<CudaDevice> {
 /// Contiguous, and at an address that vectors can be read from.
 pub fn contiguous(x: &Tensor) -> Result<Tensor> {
     let x = x.contiguous()?;
-    if Place::of(&x)?.address % ALIGNMENT as u64 == 0 { Ok(x) } else { x.force_contiguous() }
+    if Place::of(&x)?.address.is_multiple_of(ALIGNMENT as u64) { Ok(x) } else { x.force_contiguous() }
 }
 
 /// x (B, H, L, D) itself if its last axis is dense and each row begins where vectors can be read, else a copy.
@@ -87,7 +87,8 @@ pub fn rows(x: &Tensor) -> Result<Tensor> {
     let place = Place::of(x)?;
     let stride = x.stride();
     let size = place.dtype.size_in_bytes();
-    let aligned = place.address % ALIGNMENT as u64 == 0 && stride[..3].iter().all(|stride| stride * size % ALIGNMENT == 0);
+    let aligned =
+        place.address.is_multiple_of(ALIGNMENT as u64) && stride[..3].iter().all(|stride| (stride * size).is_multiple_of(ALIGNMENT));
     if stride[3] == 1 && aligned { Ok(x.clone()) } else { x.force_contiguous() }
 }
 

@@ -76,7 +76,7 @@ impl QuantisedWeight {
     pub fn new(blocks: &Tensor, format: BlockFormat, (outputs, inputs): (usize, usize)) -> Result<Self> {
         let (values, bytes) = format.block();
         let expected = outputs * inputs / values * bytes;
-        if inputs % values != 0 || outputs % 8 != 0 || blocks.dtype() != DType::U8 || blocks.elem_count() != expected {
+        if !inputs.is_multiple_of(values) || !outputs.is_multiple_of(8) || blocks.dtype() != DType::U8 || blocks.elem_count() != expected {
             bail!(
                 "a {format:?} weight ({outputs}, {inputs}): expected rows of whole blocks of {values}, outputs in eights and {expected} bytes, found {} values of {:?}",
                 blocks.elem_count(),
@@ -99,7 +99,7 @@ impl QuantisedWeight {
 /// 16-bit type on a CUDA device and the sizes are multiples of 8.
 pub fn lora_linear(x: &Tensor, weight: &Tensor, low: &LowRank) -> Result<Option<Tensor>> {
     let ((outputs, inputs), rank) = (weight.dims2()?, low.a.dim(0)?);
-    if !on_device(&[x, weight, low.a, low.b]) || x.dtype() == DType::F32 || [outputs, inputs, rank].iter().any(|n| n % 8 != 0) {
+    if !on_device(&[x, weight, low.a, low.b]) || x.dtype() == DType::F32 || [outputs, inputs, rank].iter().any(|n| !n.is_multiple_of(8)) {
         return Ok(None);
     }
     let weight = Weight { values: contiguous(&weight.detach())?, format: "dense", outputs, inputs };

@@ -12,7 +12,7 @@ const THREADS: usize = 256;
 /// As [`crate::rope`], for D a multiple of 8; the tables may be of another type.
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Option<Tensor>> {
     let (_, _, l, d) = x.dims4()?;
-    if !on_device(&[x]) || d % 8 != 0 || cos.dims() != [l, d / 2] || sin.dims() != cos.dims() {
+    if !on_device(&[x]) || !d.is_multiple_of(8) || cos.dims() != [l, d / 2] || sin.dims() != cos.dims() {
         return Ok(None);
     }
     let table = |table: &Tensor| contiguous(&table.detach().to_dtype(DType::F32)?);
