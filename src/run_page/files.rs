@@ -98,7 +98,11 @@ fn read_one(name: String, shuffled: bool, pairs: &Path, scores: &Path) -> Result
     let numbers = |object: &serde_json::Map<String, Value>| -> BTreeMap<String, f64> {
         object.iter().filter_map(|(key, value)| Some((key.clone(), value.as_f64()?))).collect()
     };
-    let study = |study: &Value| Some((study.get("study")?.as_str()?.to_string(), numbers(study.as_object()?)));
+    let study = |study: &Value| {
+        let mut own = numbers(study.as_object()?);
+        own.extend(study.get("scores").and_then(Value::as_object).map(numbers).unwrap_or_default());
+        Some((study.get("study")?.as_str()?.to_string(), own))
+    };
     Ok(Scored {
         name,
         shuffled,

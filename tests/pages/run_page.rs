@@ -36,7 +36,7 @@ fn scores_have_bars_with_intervals_and_curves_a_line_a_series() {
             assert_eq!(group(metric)[column + 1], format!("{:.3}", scores["metrics"][metric].as_f64().unwrap()), "{decoder} {metric}");
         }
         let mean = format!("{:.3}", scores["metrics"]["rouge_l.coco.ptb_like"].as_f64().unwrap());
-        assert_eq!(group("rouge_l, mean of studies")[column + 1], mean);
+        assert_eq!(group("rouge_l.coco.ptb_like, mean of studies")[column + 1], mean);
     }
     let spilled = "return [...document.querySelectorAll('.whisker, .bar')].filter(one => {
         const box = one.getBoundingClientRect(), track = one.parentElement.getBoundingClientRect();
@@ -102,7 +102,7 @@ fn a_run_that_was_not_evaluated_and_one_with_unknown_keys() {
     }
     let path = copy.join("bert/reports/test.json");
     let scores = std::fs::read_to_string(&path).unwrap().replacen('{', "{\"new_key\": {\"a\": [1, 2]},", 1);
-    std::fs::write(&path, scores.replace("\"rouge_l\":", "\"new_score\": 0.25, \"rouge_l\":")).unwrap();
+    std::fs::write(&path, scores.replace("\"rouge_l.coco.ptb_like\":", "\"new_score\": 0.25, \"rouge_l.coco.ptb_like\":")).unwrap();
     // one study cannot be read: it is named and passed over
     let lost = std::fs::read_dir(copy.join("observations"))
         .unwrap()
