@@ -10,7 +10,7 @@ mod tile;
 use rayon::prelude::*;
 
 use crate::matrix::{Format, words};
-use pack::{LANES, Words};
+use pack::{LANES, Words, as_words};
 pub use tile::Level;
 use tile::{Place, WIDTH, multiply};
 
@@ -141,22 +141,23 @@ impl PackedLeft {
 fn pack_tile(left: Left, first: usize, (start, count): (usize, usize), words: Words, out: &mut [u32]) {
     let length = words.of(count);
     let rows = out.len() / length;
-    let mut turned = vec![0u32; length * rows + LANES];
-    if left.column == 1 {
-        let mut lanes = vec![0u32; LANES * length];
-        for (row, lane) in lanes.chunks_exact_mut(length).enumerate().take(rows) {
-            words.along(&left.values[(first + row) * left.row + start..][..count], lane);
-        }
-        words.turn(&lanes, length, length, rows, &mut turned);
-    } else {
+    let part = &left.values[first * left.row + start * left.column..];
+    if left.column != 1 {
         let step = if words.pairs { 2 } else { 1 };
         let none = [0.0; LANES];
-        for (word, p) in (start..start + count).step_by(step).enumerate() {
-            let at = |p: usize| if p < start + count { &left.values[p * left.column + first..][..rows] } else { &none[..rows] };
-            words.across(at(p), at(p + 1), &mut turned[word * rows..][..rows]);
+        for (word, p) in out.chunks_exact_mut(rows).zip((0..count).step_by(step)) {
+            let at = |p: usize| if p < count { &part[p * left.column..][..rows] } else { &none[..rows] };
+            words.across(at(p), at(p + 1), word);
         }
+    } else if words.pairs {
+        let mut lanes = vec![0u32; rows * length];
+        for (row, lane) in lanes.chunks_exact_mut(length).enumerate() {
+            words.along(&part[row * left.row..][..count], lane);
+        }
+        words.turn(&lanes, length, (rows, length), rows, out);
+    } else {
+        words.turn(as_words(part), left.row, (rows, count), rows, out);
     }
-    out.copy_from_slice(&turned[..out.len()]);
 }
 
 #[derive(Default)]
@@ -199,7 +200,7 @@ impl Task<'_> {
     /// The strip's columns are rows of the matrix, and the inner axis runs along them.
     fn pack_turned(&self, (first, columns): (usize, usize), (start, count): (usize, usize), scratch: &mut Scratch) {
         let length = self.words.of(count);
-        scratch.strip.resize(length * WIDTH + LANES, 0);
+        scratch.strip.resize(length * WIDTH, 0);
         scratch.lanes.resize(LANES * length, 0);
         scratch.values.resize(2 * DEPTH, 0.0);
         for group in (0..WIDTH).step_by(LANES) {
@@ -210,13 +211,13 @@ impl Task<'_> {
                     self.read_along(self.right.row(first + group + lane), start, &mut scratch.values[..count], words);
                 }
             }
-            self.words.turn(&scratch.lanes, length, length, WIDTH, &mut scratch.strip[group..]);
+            self.words.turn(&scratch.lanes, length, (LANES, length), WIDTH, &mut scratch.strip[group..]);
         }
     }
 
     fn read_along(&self, row: &[u8], start: usize, values: &mut [f32], out: &mut [u32]) {
         match self.right.format {
-            Format::F32 => words::<f32>(row, start, values.len(), |values| self.words.along(values, out)),
+            Format::F32 if !self.words.pairs => words::<u32>(row, start, out.len(), |values| out.copy_from_slice(values)),
             Format::Bf16 if self.words.pairs && values.len().is_multiple_of(2) && start.is_multiple_of(2) => {
                 words::<u32>(row, start / 2, out.len(), |pairs| out.copy_from_slice(pairs));
             }
@@ -229,11 +230,25 @@ impl Task<'_> {
 
     /// The strip's rows are parts of the matrix's rows, and the inner axis runs from row to row.
     fn pack_straight(&self, (first, columns): (usize, usize), (start, count): (usize, usize), scratch: &mut Scratch) {
-        scratch.strip.resize(self.words.of(count) * WIDTH + LANES, 0);
+        scratch.strip.resize(self.words.of(count) * WIDTH, 0);
         scratch.values.resize(2 * WIDTH, 0.0);
+        let strip = scratch.strip.chunks_exact_mut(WIDTH);
+        if self.right.format == Format::F32 && !self.words.pairs {
+            for (p, word) in (start..start + count).zip(strip) {
+                words::<u32>(self.right.row(p), first, columns, |values| match <&[u32; WIDTH]>::try_from(values) {
+                    // of a known length: a few moves in place of a call
+                    Ok(values) => word.copy_from_slice(values),
+                    Err(_) => {
+                        word[..columns].copy_from_slice(values);
+                        word[columns..].fill(0);
+                    }
+                });
+            }
+            return;
+        }
         let step = if self.words.pairs { 2 } else { 1 };
         let (one, two) = scratch.values.split_at_mut(WIDTH);
-        for (word, p) in (start..start + count).step_by(step).enumerate() {
+        for (p, word) in (start..start + count).step_by(step).zip(strip) {
             self.right.format.read(self.right.row(p), first, &mut one[..columns]);
             if self.words.pairs {
                 match p + 1 < start + count {
@@ -243,7 +258,7 @@ impl Task<'_> {
             }
             one[columns..].fill(0.0);
             two[columns..].fill(0.0);
-            self.words.across(one, two, &mut scratch.strip[word * WIDTH..][..WIDTH]);
+            self.words.across(one, two, word);
         }
     }
 }

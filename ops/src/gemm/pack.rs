@@ -6,7 +6,6 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::tile::Level;
-use crate::simd::vectorised;
 
 /// Lanes that are turned at once.
 pub const LANES: usize = 16;
@@ -27,7 +26,7 @@ impl Words {
     /// Makes words of values that lie along the inner axis.
     pub fn along(self, values: &[f32], words: &mut [u32]) {
         if !self.pairs {
-            return bits(values, words);
+            return words.copy_from_slice(as_words(values));
         }
         #[cfg(target_arch = "x86_64")]
         if self.level == Level::Avx512Bf16 {
@@ -51,38 +50,37 @@ impl Words {
                 *word = pair_of(a, b);
             }
         } else {
-            bits(first, words);
+            words.copy_from_slice(as_words(first));
         }
     }
 
-    /// Turns [`LANES`] rows of `count` words, `stride` apart, into columns: word p of row r goes to `p * width + r`.
-    ///
-    /// Whole groups of lanes are written: what follows a narrower strip's words is overwritten by its next ones, and `out` has room for that.
-    pub fn turn(self, rows: &[u32], stride: usize, count: usize, width: usize, out: &mut [u32]) {
-        assert!(count == 0 || (out.len() >= (count - 1) * width + LANES && rows.len() >= (LANES - 1) * stride + count));
+    /// Turns `lanes` rows (at most [`LANES`]) of `count` words, `stride` apart, into columns: word p of row r goes to `p * width + r`.
+    pub fn turn(self, rows: &[u32], stride: usize, (lanes, count): (usize, usize), width: usize, out: &mut [u32]) {
+        if count == 0 || lanes == 0 {
+            return;
+        }
+        assert!(lanes <= LANES && out.len() >= (count - 1) * width + lanes && rows.len() >= (lanes - 1) * stride + count);
         #[cfg(target_arch = "x86_64")]
         if self.level != Level::Plain {
             // SAFETY: the level has the features, the lengths are checked.
-            return unsafe { turn_512(rows, stride, count, width, out) };
+            return unsafe { turn_512(rows, stride, (lanes, count), width, out) };
         }
         for p in 0..count {
-            for r in 0..LANES {
+            for r in 0..lanes {
                 out[p * width + r] = rows[r * stride + p];
             }
         }
     }
 }
 
-fn pair_of(a: f32, b: f32) -> u32 {
-    u32::from(bf16::from_f32(a).to_bits()) | u32::from(bf16::from_f32(b).to_bits()) << 16
+/// f32 values as words.
+pub fn as_words(values: &[f32]) -> &[u32] {
+    // SAFETY: both have four bytes and one alignment, and any bits are a value.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), values.len()) }
 }
 
-vectorised! {
-    fn bits(values: &[f32], words: &mut [u32]) {
-        for (word, value) in words.iter_mut().zip(values) {
-            *word = value.to_bits();
-        }
-    }
+fn pair_of(a: f32, b: f32) -> u32 {
+    u32::from(bf16::from_f32(a).to_bits()) | u32::from(bf16::from_f32(b).to_bits()) << 16
 }
 
 /// Pairs of bf16 of neighbouring values, rounded to even.
@@ -126,20 +124,20 @@ unsafe fn interleave(first: &[f32], second: &[f32], words: &mut [u32]) {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn turn_512(rows: &[u32], stride: usize, count: usize, width: usize, out: &mut [u32]) {
+unsafe fn turn_512(rows: &[u32], stride: usize, (lanes, count): (usize, usize), width: usize, out: &mut [u32]) {
+    let stored = ((1u32 << lanes) - 1) as u16;
     for start in (0..count).step_by(LANES) {
         let left = (count - start).min(LANES);
         let mask = ((1u32 << left) - 1) as u16;
         let row = rows.as_ptr().wrapping_add(start);
-        // SAFETY: the caller has checked the lengths; loads are masked to the count.
+        // SAFETY: the caller has checked the lengths; loads are masked to the count, stores to the lanes.
         unsafe {
-            let mut lanes = [_mm512_setzero_si512(); LANES];
-            for (r, lane) in lanes.iter_mut().enumerate() {
-                *lane = _mm512_maskz_loadu_epi32(mask, row.wrapping_add(r * stride).cast());
+            let mut words = [_mm512_setzero_si512(); LANES];
+            for (r, words) in words.iter_mut().enumerate().take(lanes) {
+                *words = _mm512_maskz_loadu_epi32(mask, row.wrapping_add(r * stride).cast());
             }
-            let columns = turn_16(lanes);
-            for (p, column) in columns.iter().enumerate().take(left) {
-                _mm512_storeu_si512(out.as_mut_ptr().wrapping_add((start + p) * width).cast(), *column);
+            for (p, column) in turn_16(words).iter().enumerate().take(left) {
+                _mm512_mask_storeu_epi32(out.as_mut_ptr().wrapping_add((start + p) * width).cast(), stored, *column);
             }
         }
     }
