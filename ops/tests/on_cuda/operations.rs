@@ -1,6 +1,7 @@
 use candle_core::{DType, Device, Tensor};
 use ctscribe_ops::{
-    Attention, ConvPadding, attention, depthwise_conv3d, geglu, layer_norm, linear_cross_entropy, rms_norm, rope, rope_tables, swiglu,
+    Attention, ConvPadding, Matrix, attention, depthwise_conv3d, geglu, layer_norm, linear_cross_entropy, rms_norm, rope, rope_tables,
+    swiglu,
 };
 
 use super::check::{agrees, device, random};
@@ -92,7 +93,7 @@ fn cross_entropy_of_a_head_agrees() {
     for dtype in TYPES {
         agrees("cross-entropy", &device, dtype, &[random(&[37, 64], 1)], &|x| {
             let to = x[0].device();
-            let head = head.to_dtype(dtype)?.to_dtype(x[0].dtype())?.to_device(to)?;
+            let head = Matrix::from_tensor(&head.to_dtype(dtype)?.to_dtype(x[0].dtype())?.to_device(to)?)?;
             linear_cross_entropy(&x[0], &head, &Tensor::new(targets.as_slice(), to)?, &Tensor::new(weights.as_slice(), to)?)
         });
     }
