@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, S
 
 use crate::composed;
 use crate::cpu::{Values, for_pieces, fused, rows_a_piece, sum_rows, values};
-use crate::few::{FEW, few_rows};
+use crate::few::rows_times;
 use crate::gemm::{Left, Precision, Right, product};
 
 /// x W^T + b, with gradients to all three. x: (..., in), weight: (out, in), bias: (out) -> (..., out).
@@ -31,15 +31,12 @@ pub fn frozen_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resu
 /// The product by our own kernels, then the bias in place.
 fn forward(x: (&CpuStorage, &Layout), weight: (&CpuStorage, &Layout), bias: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
     let (outputs, inputs) = weight.1.shape().dims2()?;
-    let mut shape = x.1.dims().to_vec();
-    match shape.last_mut() {
-        Some(last) if *last == inputs => *last = outputs,
-        _ => bail!("linear: x is {:?}, weight ({outputs}, {inputs})", x.1.shape()),
-    }
+    let shape = output_shape(x.1.shape(), (outputs, inputs))?;
     if bias.is_some_and(|bias| bias.len() != outputs) {
         bail!("linear: the bias has not the weight's {outputs} outputs");
     }
-    let mut y = times_turned(values(x.0, x.1)?, values(weight.0, weight.1)?, inputs, outputs);
+    let weight = Right::values(values(weight.0, weight.1)?, inputs, true);
+    let mut y = rows_times(values(x.0, x.1)?, weight, (inputs, outputs), Precision::F32);
     if let Some(bias) = bias {
         for_pieces(&mut y, rows_a_piece(outputs) * outputs, |_, rows| {
             for row in rows.chunks_exact_mut(outputs) {
@@ -47,27 +44,24 @@ fn forward(x: (&CpuStorage, &Layout), weight: (&CpuStorage, &Layout), bias: Opti
             }
         });
     }
-    Ok((CpuStorage::F32(y), Shape::from(shape)))
+    Ok((CpuStorage::F32(y), shape))
 }
 
-/// x (m, k) times W^T, W (n, k).
-fn times_turned(x: &[f32], weight: &[f32], k: usize, n: usize) -> Vec<f32> {
-    let m = x.len() / k.max(1);
-    let (mut y, weight) = (vec![0.0; m * n], Right::values(weight, k, true));
-    match m <= FEW {
-        true => few_rows(m, x, weight, &mut y),
-        false => product((m, k, n), Left { values: x, row: k, column: 1 }, weight, Precision::F32, &mut y),
+/// The shape of x W^T: x's own with the last axis `outputs`, which must be `inputs`. weight: (outputs, inputs).
+pub(crate) fn output_shape(x: &Shape, (outputs, inputs): (usize, usize)) -> Result<Shape> {
+    let mut dims = x.dims().to_vec();
+    match dims.last_mut() {
+        Some(last) if *last == inputs => *last = outputs,
+        _ => bail!("linear: x is {x:?}, weight ({outputs}, {inputs})"),
     }
-    y
+    Ok(Shape::from(dims))
 }
 
 /// dL/dx = g W, in x's shape.
 fn gradient_of_input(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<Tensor> {
     let ((outputs, inputs), grad) = (weight.dims2()?, grad.contiguous()?);
-    let (mut dx, rows) = (vec![0.0; x.elem_count()], grad.elem_count() / outputs.max(1));
-    let (grad, weight) = (Values::of(&grad)?, Values::of(weight)?);
-    let left = Left { values: &grad, row: outputs, column: 1 };
-    product((rows, outputs, inputs), left, Right::values(&weight, inputs, false), Precision::F32, &mut dx);
+    let weight = Values::of(weight)?;
+    let dx = rows_times(&Values::of(&grad)?, Right::values(&weight, inputs, false), (outputs, inputs), Precision::F32);
     Tensor::from_vec(dx, x.shape(), x.device())
 }
 

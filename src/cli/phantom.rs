@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::data::phantom::{PhantomConfig, write_dataset};
 use crate::decoder::LlamaConfig;
 use crate::train::Progress;
-use crate::weights::{Mix, Source, write_aside, write_gguf, write_shards};
+use crate::weights::{Mix, Source, copy_files, write_aside, write_gguf, write_shards};
 use crate::{Error, Result};
 
 /// Arguments of `phantom`.
@@ -102,9 +102,7 @@ impl Args {
         let sources = sizes.tensors().into_iter().map(|(name, shape, std)| Source::random(name, shape, std, self.seed));
         let files = self.format.write(&self.out, &sizes, &sources.collect::<Result<Vec<_>>>()?)?;
         if let Some(folder) = &self.tokenizer {
-            for name in ["tokenizer.json", "tokenizer.model", "tokenizer_config.json"].iter().filter(|name| folder.join(name).is_file()) {
-                fs::copy(folder.join(name), self.out.join(name)).map_err(|e| Error::io(folder.join(name), e))?;
-            }
+            copy_files(folder, &self.out, &["tokenizer.json", "tokenizer.model", "tokenizer_config.json"])?;
         }
         files.iter().for_each(|file| println!("{}", file.display()));
         Ok(())

@@ -1,14 +1,13 @@
 //! `ctscribe weights`.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 use comfy_table::{Table, presets};
 
+use crate::Result;
 use crate::decoder::LlamaConfig;
-use crate::weights::{Mapped, Source, catalogue, open, sha256};
-use crate::{Error, Result};
+use crate::weights::{Mapped, Source, catalogue, copy_files, open, sha256};
 
 use super::phantom::WeightFormat;
 use super::run::print_json;
@@ -86,12 +85,7 @@ fn quantize(base: &Path, format: WeightFormat, out: &Path) -> Result<()> {
     let (sizes, mapped) = (LlamaConfig::read(&base.join("config.json"))?, Mapped::open(base)?);
     let sources = sizes.tensors().into_iter().map(|(name, ..)| Source::mapped(&mapped, &name)).collect::<Result<Vec<_>>>()?;
     let mut files = format.write(out, &sizes, &sources)?;
-    for name in ["tokenizer.json", "tokenizer.model", "tokenizer_config.json", "generation_config.json"] {
-        if base.join(name).is_file() {
-            fs::copy(base.join(name), out.join(name)).map_err(|e| Error::io(out.join(name), e))?;
-            files.push(out.join(name));
-        }
-    }
+    files.extend(copy_files(base, out, &["tokenizer.json", "tokenizer.model", "tokenizer_config.json", "generation_config.json"])?);
     files.iter().for_each(|file| println!("{}", file.display()));
     Ok(())
 }

@@ -54,13 +54,7 @@ pub fn label_scores(expected: &[[bool; 18]], found: &[[bool; 18]]) -> Vec<LabelS
 }
 
 pub(super) fn counts(expected: &[[bool; 18]], found: &[[bool; 18]]) -> [Counts; 18] {
-    let mut counts = [Counts::default(); 18];
-    for (expected, found) in expected.iter().zip(found) {
-        for finding in 0..18 {
-            counts[finding].count(expected[finding], found[finding]);
-        }
-    }
-    counts
+    LabelSums::of(expected.iter().zip(found)).findings
 }
 
 /// Which findings are rare: of those that some study has, the third with the fewest, rounded up; of equally many, the earlier ones.
@@ -88,6 +82,18 @@ pub struct LabelSums {
 }
 
 impl LabelSums {
+    /// The sums of studies, each with the findings of its reference and those of its generated report.
+    pub fn of<'a>(studies: impl Iterator<Item = (&'a [bool; 18], &'a [bool; 18])>) -> Self {
+        let mut sums = LabelSums::default();
+        for (expected, found) in studies {
+            sums.studies += 1.0;
+            for (counts, (expected, found)) in sums.findings.iter_mut().zip(expected.iter().zip(found)) {
+                counts.count(*expected, *found);
+            }
+        }
+        sums
+    }
+
     /// The scores over all findings, by name and convention.
     pub fn scores(&self) -> Vec<(&'static str, f64)> {
         let each: Vec<LabelScores> = self.findings.iter().map(Counts::scores).collect();
@@ -132,7 +138,7 @@ impl LabelSums {
 
 /// Adds micro, macro, weighted and sample-wise scores and CRG; returns the scores a finding.
 pub(super) fn add_metrics(expected: &[[bool; 18]], found: &[[bool; 18]], scores: &mut Scores) -> Vec<LabelScores> {
-    let sums = LabelSums { findings: counts(expected, found), studies: expected.len() as f64 };
+    let sums = LabelSums::of(expected.iter().zip(found));
     sums.scores().into_iter().for_each(|(name, value)| scores.add(name, value));
     let samples: Vec<LabelScores> = expected.iter().zip(found).map(|(expected, found)| sample(expected, found)).collect();
     scores.add_mean("labels.precision.samples", samples.iter().map(|scores| scores.precision));

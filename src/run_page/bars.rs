@@ -3,20 +3,16 @@
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::evaluate::label_scores;
+use crate::evaluate::{LabelSums, label_scores};
 use crate::text::FINDINGS;
 use crate::viewer::{Bar, BarGroup};
 
-use super::files::{Pair, Scored};
+use super::files::Scored;
 
 const DRAWS: usize = 1000;
 
-/// Hits, extras and misses of each finding.
-type Counts = [[f64; 3]; 18];
-type LabelScore = fn(&Counts) -> f64;
-
-/// Label scores out of counts: micro F1, macro F1 over the findings that some reference has.
-const LABELS: [(&str, LabelScore); 2] = [("labels.f1.micro", micro), ("labels.f1.macro_supported", macro_supported)];
+/// Label scores that have bars.
+const LABELS: [&str; 2] = ["labels.f1.micro", "labels.f1.macro_supported"];
 
 /// A group a metric, for the runs that were evaluated on the same studies as the first; and what the intervals are.
 pub(super) fn groups(scored: &[Scored], seed: u64) -> (Vec<BarGroup>, String) {
@@ -24,7 +20,7 @@ pub(super) fn groups(scored: &[Scored], seed: u64) -> (Vec<BarGroup>, String) {
     let names = |decoder: &Scored| decoder.pairs.iter().map(|pair| pair.study.clone()).collect::<Vec<_>>();
     let runs: Vec<&Scored> = scored.iter().filter(|decoder| names(decoder) == names(first)).collect();
     let draws = draws(first.pairs.len(), seed);
-    let mut groups: Vec<BarGroup> = LABELS.iter().map(|(name, score)| label_group(name, *score, &runs, &draws)).collect();
+    let mut groups: Vec<BarGroup> = LABELS.iter().map(|name| label_group(name, &runs, &draws)).collect();
     for column in first.columns() {
         let values: Option<Vec<Vec<f64>>> = runs.iter().map(|run| run.column(&column)).collect();
         if let Some(values) = values.filter(|values| values.iter().flatten().all(|value| value.is_finite() && *value >= 0.0)) {
@@ -43,8 +39,12 @@ fn draws(studies: usize, seed: u64) -> Vec<Vec<usize>> {
     std::iter::once(whole).chain((0..DRAWS).map(|_| draw())).collect()
 }
 
-fn label_group(name: &str, score: LabelScore, runs: &[&Scored], draws: &[Vec<usize>]) -> BarGroup {
-    let of = |run: usize, chosen: &[usize]| score(&counts(chosen.iter().map(|&study| &runs[run].pairs[study])));
+fn label_group(name: &str, runs: &[&Scored], draws: &[Vec<usize>]) -> BarGroup {
+    let of = |run: usize, chosen: &[usize]| {
+        let pairs = chosen.iter().map(|&study| &runs[run].pairs[study]);
+        let scores = LabelSums::of(pairs.map(|pair| (&pair.expected, &pair.found))).scores();
+        scores.into_iter().find_map(|(own, value)| (own == name).then_some(value)).expect("every name of `LABELS` is a label score")
+    };
     group(name, runs, draws, &of)
 }
 
@@ -70,34 +70,6 @@ fn middle(values: &[f64]) -> [f64; 2] {
     [sorted[sorted.len() * 25 / 1000], sorted[(sorted.len() * 975 / 1000).saturating_sub(1)]]
 }
 
-fn counts<'a>(pairs: impl Iterator<Item = &'a Pair>) -> Counts {
-    let mut counts = [[0.0; 3]; 18];
-    for pair in pairs {
-        for (finding, count) in counts.iter_mut().enumerate() {
-            match (pair.expected[finding], pair.found[finding]) {
-                (true, true) => count[0] += 1.0,
-                (false, true) => count[1] += 1.0,
-                (true, false) => count[2] += 1.0,
-                (false, false) => {}
-            }
-        }
-    }
-    counts
-}
-
-fn f1([hit, extra, missed]: [f64; 3]) -> f64 {
-    if hit > 0.0 { 2.0 * hit / (2.0 * hit + extra + missed) } else { 0.0 }
-}
-
-fn micro(counts: &Counts) -> f64 {
-    f1([0, 1, 2].map(|kind| counts.iter().map(|count| count[kind]).sum()))
-}
-
-fn macro_supported(counts: &Counts) -> f64 {
-    let supported: Vec<f64> = counts.iter().filter(|[hit, _, missed]| hit + missed > 0.0).map(|count| f1(*count)).collect();
-    supported.iter().sum::<f64>() / supported.len().max(1) as f64
-}
-
 /// Rows: finding with its support, F1 of each decoder; findings that no reference has are left out.
 pub(super) fn findings(scored: &[Scored]) -> Vec<Vec<String>> {
     let score = |decoder: &Scored| {
@@ -116,6 +88,7 @@ pub(super) fn findings(scored: &[Scored]) -> Vec<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evaluate::Counts;
 
     #[test]
     fn f1_of_counts_is_that_of_the_evaluation() {
@@ -137,7 +110,8 @@ mod tests {
             }
         }
         for (scores, count) in label_scores(&expected, &found).iter().zip(own) {
-            assert!((scores.f1 - f1(count)).abs() < 1e-12);
+            let [hit, extra, missed] = count;
+            assert!((scores.f1 - Counts { hit, extra, missed }.scores().f1).abs() < 1e-12);
         }
     }
 

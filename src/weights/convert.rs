@@ -10,14 +10,12 @@ use candle_core::quantized::{GgmlDType, QStorage, QTensor, gguf_file};
 use candle_core::{Device, Tensor};
 use ctscribe_ops::Format;
 use half::{bf16, f16};
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal};
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, View};
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
+use super::params::generator;
 use super::{GgufMetadata, Mapped, write_aside};
 use crate::{Error, Result};
 
@@ -43,7 +41,7 @@ impl<'a> Source<'a> {
             let mut values = vec![1.0; count];
             if std > 0.0 {
                 values.par_chunks_mut(DRAWN).enumerate().for_each(|(index, chunk)| {
-                    let mut rng = generator(seed, &own, index);
+                    let mut rng = generator(seed, &[own.as_bytes(), &index.to_le_bytes()]);
                     chunk.iter_mut().for_each(|value| *value = normal.sample(&mut rng) as f32);
                 });
             }
@@ -63,14 +61,6 @@ impl<'a> Source<'a> {
     fn count(&self) -> usize {
         self.shape.iter().product()
     }
-}
-
-fn generator(seed: u64, name: &str, index: usize) -> ChaCha8Rng {
-    let mut hasher = Sha256::new();
-    hasher.update(seed.to_le_bytes());
-    hasher.update(name.as_bytes());
-    hasher.update(index.to_le_bytes());
-    ChaCha8Rng::from_seed(hasher.finalize().into())
 }
 
 struct Written<'a> {

@@ -27,6 +27,17 @@ struct Entry {
     order: Option<Vec<u32>>,
 }
 
+impl Entry {
+    /// Its values as a matrix of `size`, which must hold as many.
+    fn rows(&self, size: (usize, usize)) -> Result<Matrix> {
+        let matrix = Matrix::new(self.bytes.clone(), self.range.clone(), self.format, size)?;
+        Ok(match &self.order {
+            Some(order) => matrix.reordered(order.clone())?,
+            None => matrix,
+        })
+    }
+}
+
 /// The tensors of safetensors files or of a GGUF file, by Hugging Face's names.
 pub struct Mapped {
     source: String,
@@ -78,14 +89,10 @@ impl Mapped {
     /// A matrix where it lies. The tensor must have two axes.
     pub fn matrix(&self, name: &str) -> Result<Matrix> {
         let entry = self.entry(name)?;
-        let &[rows, columns] = entry.shape.as_slice() else {
-            return Err(self.fault(name, format!("expected two axes, found {:?}", entry.shape)));
-        };
-        let matrix = Matrix::new(entry.bytes.clone(), entry.range.clone(), entry.format, (rows, columns))?;
-        Ok(match &entry.order {
-            Some(order) => matrix.reordered(order.clone())?,
-            None => matrix,
-        })
+        match *entry.shape {
+            [rows, columns] => entry.rows((rows, columns)),
+            _ => Err(self.fault(name, format!("expected two axes, found {:?}", entry.shape))),
+        }
     }
 
     /// A copy of a tensor, f32.
@@ -93,9 +100,7 @@ impl Mapped {
         let entry = self.entry(name)?;
         let columns = entry.shape.last().copied().unwrap_or(1);
         let rows = entry.shape.iter().product::<usize>() / columns.max(1);
-        let matrix = Matrix::new(entry.bytes.clone(), entry.range.clone(), entry.format, (rows, columns))?;
-        let matrix = if let Some(order) = &entry.order { matrix.reordered(order.clone())? } else { matrix };
-        Ok(matrix.to_tensor()?.reshape(entry.shape.as_slice())?)
+        Ok(entry.rows((rows, columns))?.to_tensor()?.reshape(entry.shape.as_slice())?)
     }
 
     fn entry(&self, name: &str) -> Result<&Entry> {
@@ -108,9 +113,8 @@ impl Mapped {
 
     fn add_safetensors(&mut self, path: &Path) -> Result<()> {
         let map = map(path)?;
-        let whole = |e| Error::file(path, format!("not a whole safetensors file: {e}"));
-        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(whole)?;
-        SafeTensors::deserialize(&map).map_err(whole)?;
+        let read = SafeTensors::read_metadata(&map);
+        let (header, metadata) = read.map_err(|e| Error::file(path, format!("not a whole safetensors file: {e}")))?;
         let (start, bytes): (usize, Bytes) = (header + 8, Arc::new(map));
         for (name, info) in metadata.tensors() {
             let format = match info.dtype {

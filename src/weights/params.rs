@@ -284,17 +284,17 @@ impl LoadReport {
     }
 }
 
-/// A generator for the tensor `name` of the model of `seed`.
-fn generator(seed: u64, name: &str) -> ChaCha8Rng {
+/// A generator of its own for what `parts` name in the model of `seed`: a tensor, a piece of one.
+pub(super) fn generator(seed: u64, parts: &[&[u8]]) -> ChaCha8Rng {
     let mut hasher = Sha256::new();
     hasher.update(seed.to_le_bytes());
-    hasher.update(name.as_bytes());
+    parts.iter().for_each(|part| hasher.update(part));
     ChaCha8Rng::from_seed(hasher.finalize().into())
 }
 
 fn draw(init: Init, shape: &[usize], seed: u64, name: &str) -> Result<Tensor> {
     let count: usize = shape.iter().product();
-    let mut rng = generator(seed, name);
+    let mut rng = generator(seed, &[name.as_bytes()]);
     let values: Vec<f32> = match init {
         Init::Zeros => vec![0.0; count],
         Init::Ones => vec![1.0; count],

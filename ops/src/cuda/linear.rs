@@ -4,6 +4,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Storage, Tensor, bail};
 
 use super::{not_on_cpu, on_device};
+use crate::linear::output_shape;
 
 /// As [`crate::frozen_linear`].
 pub fn frozen_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Option<Tensor>> {
@@ -32,17 +33,13 @@ impl CustomOp1 for Frozen {
 
     fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
         let (outputs, inputs) = self.weight.dims2()?;
-        let mut shape = layout.dims().to_vec();
-        match shape.last_mut() {
-            Some(last) if *last == inputs => *last = outputs,
-            _ => bail!("linear: x is {:?}, weight ({outputs}, {inputs})", layout.shape()),
-        }
+        let shape = output_shape(layout.shape(), (outputs, inputs))?;
         let rows = layout.shape().elem_count() / inputs.max(1);
         let (weight, weight_layout) = self.weight.storage_and_layout();
         let Storage::Cuda(weight) = &*weight else { bail!("frozen-linear: x is on a CUDA device, the weight is not") };
         let x_layout = Layout::contiguous_with_offset((rows, inputs), layout.start_offset());
         let y = x.matmul(weight, (1, rows, outputs, inputs), &x_layout, &weight_layout.transpose(0, 1)?)?;
-        Ok((y, Shape::from(shape)))
+        Ok((y, shape))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {

@@ -7,6 +7,7 @@ use candle_core::{CpuStorage, CudaDevice, CudaStorage, CustomOp1, CustomOp3, DTy
 use super::launch::{PRODUCT, grid, launch};
 use super::place::{Place, contiguous, device, result, suffix};
 use super::{not_on_cpu, on_device, unwritten};
+use crate::linear::output_shape;
 
 const THREADS: u32 = 256;
 
@@ -163,12 +164,7 @@ impl Product<'_> {
 impl Weight {
     /// Rows of x and the shape of y.
     fn shapes(&self, x: &Shape) -> Result<(usize, Shape)> {
-        let mut shape = x.dims().to_vec();
-        match shape.last_mut() {
-            Some(last) if *last == self.inputs => *last = self.outputs,
-            _ => bail!("linear: x is {x:?}, weight ({}, {})", self.outputs, self.inputs),
-        }
-        Ok((x.elem_count() / self.inputs, Shape::from(shape)))
+        Ok((x.elem_count() / self.inputs, output_shape(x, (self.outputs, self.inputs))?))
     }
 
     fn forward(&self, x: (&CudaStorage, &Layout), low: Option<(u64, u64, usize)>) -> Result<(CudaStorage, Shape)> {

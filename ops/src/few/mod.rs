@@ -7,12 +7,12 @@ mod quantised;
 
 use rayon::prelude::*;
 
-use crate::gemm::{Level, Right};
+use crate::gemm::{Left, Level, Precision, Right, product};
 use crate::simd::dot_of;
 use quantised::Activations;
 
 /// Rows up to which the matrix is read row by row instead of being packed.
-pub const FEW: usize = 8;
+const FEW: usize = 8;
 
 /// Rows of the matrix in one piece of work.
 const PIECE: usize = 64;
@@ -22,8 +22,20 @@ const ROWS: usize = 4;
 /// Values below which one core is faster than two.
 const PARALLEL_FROM: usize = 1 << 17;
 
+/// x (m, k) times `right` (k, n) -> (m, n): a few rows at the speed of reading, more of them by packing.
+pub fn rows_times(x: &[f32], right: Right, (k, n): (usize, usize), precision: Precision) -> Vec<f32> {
+    let m = x.len() / k.max(1);
+    let mut out = vec![0.0; m * n];
+    if right.turned && m <= FEW {
+        few_rows(m, x, right, &mut out);
+    } else {
+        product((m, k, n), Left { values: x, row: k, column: 1 }, right, precision, &mut out);
+    }
+    out
+}
+
 /// out (m, n) = x (m, k) times the turned matrix (n, k); m is at most [`FEW`].
-pub fn few_rows(m: usize, x: &[f32], right: Right, out: &mut [f32]) {
+fn few_rows(m: usize, x: &[f32], right: Right, out: &mut [f32]) {
     few_rows_at(Level::best(), m, x, right, out);
 }
 

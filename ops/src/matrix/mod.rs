@@ -13,9 +13,10 @@ pub use format::Format;
 pub(crate) use format::{SPAN, half_at, words};
 
 use crate::cpu::{Values, values};
-use crate::few::{FEW, few_rows};
+use crate::few::rows_times;
 use crate::frozen_linear;
-use crate::gemm::{Left, Precision, Right, product};
+use crate::gemm::{Precision, Right};
+use crate::linear::output_shape;
 
 /// Bytes that outlive whoever asked for them: a mapped file, say.
 pub type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
@@ -193,7 +194,7 @@ impl Matrix {
     /// g W without a gradient: the gradient of the forward product's input. g: (..., out) -> (..., in).
     pub fn backward(&self, grad: &Tensor) -> Result<Tensor> {
         let grad = grad.detach().contiguous()?;
-        let shape = last_axis(grad.shape(), self.size.0, self.size.1)?;
+        let shape = output_shape(grad.shape(), (self.size.1, self.size.0))?;
         match &self.rows {
             Rows::Host { .. } => Tensor::from_vec(self.multiply(&Values::of(&grad)?, false), shape, &Device::Cpu),
             Rows::Device(tensor) => grad.reshape(((), self.size.0))?.matmul(&tensor.to_dtype(grad.dtype())?)?.reshape(shape),
@@ -204,29 +205,12 @@ impl Matrix {
         let Rows::Host { bytes, range, order } = &self.rows else { unreachable!("both callers have looked") };
         let (outputs, inputs) = self.size;
         let (k, n) = if turned { (inputs, outputs) } else { (outputs, inputs) };
-        let m = x.len() / k.max(1);
-        let mut out = vec![0.0; m * n];
-        let right = self.right(bytes, range, order, turned);
-        if turned && m <= FEW {
-            few_rows(m, x, right, &mut out);
-        } else {
-            product((m, k, n), Left { values: x, row: k, column: 1 }, right, self.precision, &mut out);
-        }
-        out
+        rows_times(x, self.right(bytes, range, order, turned), (k, n), self.precision)
     }
 }
 
 fn to_bytes<T: Copy, const N: usize>(values: &[T], bytes: impl Fn(T) -> [u8; N]) -> Vec<u8> {
     values.iter().flat_map(|&value| bytes(value)).collect()
-}
-
-fn last_axis(shape: &Shape, expected: usize, replaced: usize) -> Result<Shape> {
-    let mut dims = shape.dims().to_vec();
-    match dims.last_mut() {
-        Some(last) if *last == expected => *last = replaced,
-        _ => bail!("a frozen matrix: x is {shape:?}, its last axis should be {expected}"),
-    }
-    Ok(Shape::from(dims))
 }
 
 struct MatrixLinear(Matrix);
@@ -237,7 +221,7 @@ impl CustomOp1 for MatrixLinear {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let shape = last_axis(layout.shape(), self.0.size.1, self.0.size.0)?;
+        let shape = output_shape(layout.shape(), self.0.size)?;
         Ok((CpuStorage::F32(self.0.multiply(values(x, layout)?, true)), shape))
     }
 

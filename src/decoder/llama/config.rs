@@ -132,14 +132,12 @@ impl LlamaConfig {
 
     /// Names, shapes and fresh standard deviations (0: all one) of the model's tensors, in Hugging Face's order.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>, f64)> {
-        let (dim, ffn) = (self.hidden_size, self.intermediate_size);
-        let (q, kv) = (self.num_attention_heads * self.head_width(), self.kv_heads() * self.head_width());
+        let dim = self.hidden_size;
         let fan_in = |name: &str, outputs: usize, inputs: usize| (name.to_string(), vec![outputs, inputs], 1.0 / (inputs as f64).sqrt());
         let norm = |name: String| (name, vec![dim], 0.0);
         let mut tensors = vec![("model.embed_tokens.weight".to_string(), vec![self.vocab_size, dim], self.initializer_range)];
         for layer in (0..self.num_hidden_layers).map(|layer| format!("model.layers.{layer}")) {
-            let sizes = [(q, dim), (kv, dim), (kv, dim), (dim, q), (ffn, dim), (ffn, dim), (dim, ffn)];
-            let projections = PROJECTIONS.iter().zip(sizes);
+            let projections = PROJECTIONS.iter().zip(self.projection_sizes());
             tensors.extend(projections.map(|(name, (outputs, inputs))| fan_in(&format!("{layer}.{name}.weight"), outputs, inputs)));
             tensors.push(norm(format!("{layer}.input_layernorm.weight")));
             tensors.push(norm(format!("{layer}.post_attention_layernorm.weight")));
@@ -149,6 +147,13 @@ impl LlamaConfig {
             tensors.push(fan_in("lm_head.weight", self.vocab_size, dim));
         }
         tensors
+    }
+
+    /// (out, in) of a layer's projections, in the order of their names.
+    pub(super) fn projection_sizes(&self) -> [(usize, usize); PROJECTIONS.len()] {
+        let (dim, ffn) = (self.hidden_size, self.intermediate_size);
+        let (q, kv) = (self.num_attention_heads * self.head_width(), self.kv_heads() * self.head_width());
+        [(q, dim), (kv, dim), (kv, dim), (dim, q), (ffn, dim), (ffn, dim), (dim, ffn)]
     }
 
     /// The sizes of a published model: `llama2-7b`, or those of the benchmarks (`llama-1b`: TinyLlama's; `llama-tiny`).

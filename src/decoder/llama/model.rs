@@ -226,17 +226,15 @@ impl Llama {
 
 impl Layer {
     fn new(config: &LlamaConfig, params: &Params) -> Result<Self> {
-        let (dim, ffn) = (config.hidden_size, config.intermediate_size);
-        let (q, kv) = (config.num_attention_heads * config.head_width(), config.kv_heads() * config.head_width());
-        let shapes = [[q, dim], [kv, dim], [kv, dim], [dim, q], [ffn, dim], [ffn, dim], [dim, ffn]];
-        let projection = |(name, shape): (&&str, &[usize; 2])| -> Result<Adapted<Projection>> {
-            let init = Init::Normal(1.0 / (shape[1] as f64).sqrt());
-            Ok(Adapted::plain(Projection::new(&params.at(name), "weight", (shape[0], shape[1]), init)?))
+        let dim = config.hidden_size;
+        let projection = |(name, size): (&&str, (usize, usize))| -> Result<Adapted<Projection>> {
+            let init = Init::Normal(1.0 / (size.1 as f64).sqrt());
+            Ok(Adapted::plain(Projection::new(&params.at(name), "weight", size, init)?))
         };
         Ok(Layer {
             input_norm: params.at("input_layernorm").get("weight", &[dim], Init::Ones)?,
             post_norm: params.at("post_attention_layernorm").get("weight", &[dim], Init::Ones)?,
-            projections: PROJECTIONS.iter().zip(&shapes).map(projection).collect::<Result<_>>()?,
+            projections: PROJECTIONS.iter().zip(config.projection_sizes()).map(projection).collect::<Result<_>>()?,
         })
     }
 
