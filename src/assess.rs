@@ -1,18 +1,20 @@
 //! A run on a split: reports written and scored, retrieval measured.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::data::{Cache, CachedStudy, Subset};
-use crate::decoder::GenerationConfig;
-use crate::evaluate::{Evaluation, Pair, RetrievalScores, evaluate_with, retrieval};
-use crate::generate::{DecoderKind, Observed, Observer, Visual, centre, encode_reports, open_decoder, stack_features, write_split};
+use crate::evaluate::{Evaluation, Instruments, Pair, RetrievalScores, Writing, evaluate, references_sha256, retrieval};
+use crate::generate::{DecoderKind, Observed, Observer, Visual, Written};
+use crate::generate::{centre, decoder_files, encode_reports, open_decoder, stack_features, write_split};
 use crate::structure::{LossConfig, RetrievalRule, report_to_volume_scores};
-use crate::text::Labeller;
-use crate::weights::write_aside;
+use crate::weights::{sha256, write_aside};
 use crate::{Error, Result};
 
 /// What a run is asked on a split.
@@ -20,47 +22,111 @@ use crate::{Error, Result};
 pub struct Question {
     /// The studies.
     pub split: Subset,
-    /// Own visual tokens, or another patient's.
+    /// Own visual tokens, another patient's, none, or the mean.
     pub visual: Visual,
     /// At most so many studies, the first by name.
     pub limit: Option<usize>,
 }
 
-/// Writes and scores the reports of a split, findings read by the rules.
-pub fn evaluate_run(
-    place: (&Config, &Cache, &Path),
-    kind: DecoderKind,
-    question: Question,
-    generation: Option<&GenerationConfig>,
-    done: &mut dyn FnMut(usize),
-) -> Result<(Evaluation, Vec<Pair>)> {
-    evaluate_run_with(place, (kind, &Labeller::Rules), question, generation, done)
+impl Question {
+    fn studies<'a>(&self, cache: &'a Cache) -> Result<Vec<&'a CachedStudy>> {
+        let mut studies = cache.subset(self.split)?;
+        studies.truncate(self.limit.unwrap_or(usize::MAX));
+        if studies.is_empty() {
+            return Err(Error::file(cache.root(), format!("holds no study of the split {}", self.split)));
+        }
+        Ok(studies)
+    }
+
+    /// What its files are called: `test`, `test-shuffled`.
+    fn name(&self) -> String {
+        format!("{}{}", self.split, self.visual.suffix())
+    }
 }
 
-/// Writes and scores the reports of a split; `RUN/DECODER/reports/` keeps both, shuffled ones under their own name.
-pub fn evaluate_run_with(
+/// Writes and scores the reports of a split; `RUN/DECODER/reports/` keeps both, those from other visual tokens under their own name.
+pub fn evaluate_run(
     (config, cache, run): (&Config, &Cache, &Path),
-    (kind, labeller): (DecoderKind, &Labeller),
+    kind: DecoderKind,
     question: Question,
-    generation: Option<&GenerationConfig>,
+    instruments: &Instruments,
     done: &mut dyn FnMut(usize),
 ) -> Result<(Evaluation, Vec<Pair>)> {
-    let mut studies = cache.subset(question.split)?;
-    studies.truncate(question.limit.unwrap_or(usize::MAX));
+    let studies = question.studies(cache)?;
     let decoder = open_decoder(config, run, kind, None)?;
-    let texts = write_split(&decoder, generation.unwrap_or(kind.generation(config)), run, &studies, question.visual, done)?;
-    let pair = |(study, generated): (&&CachedStudy, String)| Pair {
+    let write = || write_split(&decoder, kind.generation(config), run, &studies, question.visual, done);
+    let (written, writing) = watched(write)?;
+    let pair = |(study, written): (&&CachedStudy, Written)| Pair {
         study: study.name.clone(),
-        generated,
+        generated: written.text,
         reference: study.report.clone(),
         labels: study.labels,
     };
-    let pairs: Vec<Pair> = studies.iter().zip(texts).map(pair).collect();
-    let suffix = if question.visual == Visual::Shuffled { "-shuffled" } else { "" };
-    let mut evaluation = evaluate_with(&format!("{}{suffix}", kind.name()), &pairs, labeller)?;
-    evaluation.split = Some(cache.split_record(question.split, studies.len())?);
-    save(&run.join(kind.name()).join("reports"), &format!("{}{suffix}", question.split), &evaluation, &pairs)?;
+    let pairs: Vec<Pair> = studies.iter().zip(written).map(pair).collect();
+    let scores = evaluate(&format!("{}{}", kind.name(), question.visual.suffix()), &pairs, instruments)?;
+    let split = Some(cache.split_record(question.split, studies.len())?);
+    let evaluation = Evaluation { split, weights: weights_of(config, run, kind)?, writing: Some(writing), ..scores };
+    save(&run.join(kind.name()).join("reports"), &question.name(), &evaluation, &pairs)?;
     Ok((evaluation, pairs))
+}
+
+/// The evaluation that [`evaluate_run`] left for this question, if the same weights and instruments answered it for the same studies.
+pub fn earlier_evaluation(
+    (config, cache, run): (&Config, &Cache, &Path),
+    kind: DecoderKind,
+    question: Question,
+    instruments: &Instruments,
+) -> Result<Option<Evaluation>> {
+    let path = run.join(kind.name()).join("reports").join(question.name() + ".json");
+    // one of an older version is not read, but made again
+    let Ok(earlier) = read_evaluation(&path) else { return Ok(None) };
+    let studies = question.studies(cache)?;
+    let same = earlier.references_sha256 == references_sha256(studies.iter().map(|study| (study.name.as_str(), study.report.as_str())))
+        && earlier.labeller == instruments.labeller.name()
+        && earlier.instruments == instruments.names()
+        && earlier.weights == weights_of(config, run, kind)?;
+    Ok(same.then_some(earlier))
+}
+
+/// SHA-256 of the files that the run itself holds of a decoder, by their place in it; external bases are in the run's manifest.
+fn weights_of(config: &Config, run: &Path, kind: DecoderKind) -> Result<BTreeMap<String, String>> {
+    let mut files = decoder_files(run, kind, None)?;
+    if kind == DecoderKind::Llama && config.llama.base.is_none() {
+        files.push(run.join("language/model.safetensors"));
+    }
+    let named = |path: &PathBuf| Ok((path.strip_prefix(run).unwrap_or(path).display().to_string(), sha256(path)?));
+    files.iter().filter(|path| path.is_file()).map(named).collect()
+}
+
+/// Does what writes reports and watches its time and memory.
+fn watched(write: impl FnOnce() -> Result<Vec<Written>>) -> Result<(Vec<Written>, Writing)> {
+    let (over, started) = (AtomicBool::new(false), Instant::now());
+    let (written, peak) = std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            let mut peak = resident_mib();
+            while !over.load(Ordering::Relaxed) {
+                std::thread::sleep(SAMPLED);
+                peak = peak.max(resident_mib());
+            }
+            peak
+        });
+        let written = write();
+        over.store(true, Ordering::Relaxed);
+        (written, watcher.join().unwrap_or(None))
+    });
+    let (written, seconds) = (written?, started.elapsed().as_secs_f64());
+    let tokens = written.iter().map(|written| written.tokens).sum();
+    Ok((written, Writing { tokens, seconds, tokens_per_second: tokens as f64 / seconds, peak_memory_mib: peak }))
+}
+
+/// How often memory is looked at.
+const SAMPLED: Duration = Duration::from_millis(20);
+
+/// Resident memory of this process now, in MiB (Linux).
+fn resident_mib() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? / 1024)
 }
 
 /// Writes `NAME.json` (scores) and `NAME.jsonl` (pairs) in `folder`.
@@ -75,7 +141,18 @@ fn save(folder: &Path, name: &str, evaluation: &Evaluation, pairs: &[Pair]) -> R
 /// Reads the scores that [`evaluate_run`] wrote.
 pub fn read_evaluation(path: &Path) -> Result<Evaluation> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    serde_json::from_str(&text).map_err(|e| Error::file(path, format!("not an evaluation: {e}")))
+    serde_json::from_str(&text)
+        .map_err(|e| Error::file(path, format!("not an evaluation of this version ({e}); make it again with `ctscribe evaluate`")))
+}
+
+/// Reads the pairs that [`evaluate_run`] wrote beside them.
+pub fn read_pairs(path: &Path) -> Result<Vec<Pair>> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let pair = |(index, line): (usize, &str)| {
+        serde_json::from_str(line).map_err(|e| Error::field(path, format!("row {}", index + 1), e.to_string()))
+    };
+    lines.map(pair).collect()
 }
 
 /// Report-to-volume retrieval among a split's observed studies.
@@ -88,11 +165,12 @@ pub fn retrieve(config: &Config, cache: &Cache, run: &Path, split: impl Into<Sub
     if matches!(config.structure.loss, LossConfig::Ours(_)) {
         centre(&mut features, observer.text_mean())?;
     }
+    let reports: Vec<&str> = studies.iter().map(|study| study.report.as_str()).collect();
     let (features, present) = stack_features(&features.iter().collect::<Vec<_>>(), width)?;
     let text = observer.head().text(&features)?.detach();
     let rule = match config.structure.loss {
         LossConfig::Ours(_) => RetrievalRule::MeanOfPresent,
         LossConfig::Reference(_) => RetrievalRule::SumOfAll,
     };
-    Ok(retrieval(&report_to_volume_scores(&Tensor::stack(&visual, 0)?, &text, &present, rule)?))
+    Ok(retrieval(&report_to_volume_scores(&Tensor::stack(&visual, 0)?, &text, &present, rule)?, &reports))
 }

@@ -3,18 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use candle_core::Tensor;
-
 use crate::assess::{Question, evaluate_run, retrieve};
-use crate::compare::{Comparison, compare};
+use crate::compare::{Comparing, Comparison, compare};
 use crate::config::Config;
 use crate::data::phantom::write_dataset;
 use crate::data::{Cache, Split, prepare, read_ct_rate};
-use crate::evaluate::{Evaluation, Pair, RetrievalScores};
-use crate::generate::{DRAFT, DecoderKind, Observed, Report, Reporter, Visual, observe, patch_evidence};
-use crate::text::{FINDINGS, Structures, label_report};
+use crate::evaluate::{Evaluation, Instruments, RetrievalScores};
+use crate::generate::{DRAFT, DecoderKind, Report, Reporter, Visual, observe};
+use crate::run_page::{Asked, Pick, run_page};
 use crate::train::{Progress, train_language, train_report, train_structure, write_manifest};
-use crate::viewer::{Page, ReportView, StructureView, StudyView, Table, montage};
+use crate::viewer::{Page, Table};
 use crate::weights::write_aside;
 use crate::{Error, Result};
 
@@ -22,7 +20,7 @@ use crate::{Error, Result};
 pub const NOTICE: &str = "Synthetic chests (phantoms) and reports written for them: these numbers say nothing of patients.";
 
 /// Studies on the page.
-const SHOWN: usize = 8;
+const SHOWN: usize = 24;
 
 /// What `--quick` overrides: enough to show that everything runs, too little to learn well.
 const QUICK: [&str; 8] = [
@@ -94,12 +92,12 @@ impl Demo {
         clock.time("observe", || observe(&config, &cache, &run, |_| {}))?;
         clock.time("train LLaMA + LoRA", || train_report(&config, &cache, &run, DecoderKind::Llama, true))?;
         clock.time("train BERT", || train_report(&config, &cache, &run, DecoderKind::Bert, true))?;
-        let (evaluations, pairs) = clock.time("write and score reports", || score(&config, &cache, &run))?;
+        let evaluations = clock.time("write and score reports", || score(&config, &cache, &run))?;
         let retrieval = retrieve(&config, &cache, &run, Split::Test)?;
-        let comparison = compare(&evaluations, config.seed)?;
+        let comparison = compare(&evaluations, &Comparing::seeded(config.seed))?;
         let reports = self.real_scans(&run)?;
         let page = self.out.join("report.html");
-        write_aside(&page, self.page(&config, &cache, &run, &comparison, &retrieval, &pairs)?.render()?.as_bytes())?;
+        write_aside(&page, self.page((&config, &cache, &run), &comparison, &retrieval)?.render()?.as_bytes())?;
         Ok(DemoOutcome { comparison, retrieval, reports, seconds: clock.seconds, page })
     }
 
@@ -116,30 +114,27 @@ impl Demo {
         self.scans.iter().map(|scan| reporter.report(scan, &mut |_| {})).collect()
     }
 
-    fn page(
-        &self,
-        config: &Config,
-        cache: &Cache,
-        run: &Path,
-        comparison: &Comparison,
-        retrieval: &RetrievalScores,
-        pairs: &[Vec<Pair>; 2],
-    ) -> Result<Page> {
+    /// The run's page, with the tables that only the demo has.
+    fn page(&self, (config, cache, run): (&Config, &Cache, &Path), comparison: &Comparison, retrieval: &RetrievalScores) -> Result<Page> {
+        let asked = Asked { split: Split::Test.into(), studies: SHOWN, pick: Pick::Spread };
+        let (mut page, failed) = run_page((config, cache, run), asked, "ctscribe demo")?;
+        if let Some((name, why)) = failed.into_iter().next() {
+            return Err(Error::Study { study: name, what: format!("it cannot be shown: {why}") });
+        }
         let table = |caption: &str, (header, rows): (Vec<String>, Vec<Vec<String>>)| Table { caption: caption.to_string(), header, rows };
         let recalls = retrieval
             .recall_at
             .iter()
             .map(|(k, recall)| vec![format!("R@{k}"), format!("{recall:.3}"), format!("{:.3}", retrieval.chance_at[k])]);
         let recalls = (["", "recall", "chance"].map(String::from).to_vec(), recalls.collect());
-        let tables = vec![
-            table("Scores", comparison.metric_rows()),
+        let more = [
             table("Differences", comparison.difference_rows()),
-            table("F1 a finding", comparison.finding_rows()),
+            table("Runs", comparison.fact_rows()),
             table("Report-to-volume retrieval", recalls),
         ];
-        let shown = pairs[0].iter().zip(&pairs[1]).take(SHOWN);
-        let studies = shown.map(|(llama, bert)| study_view(config, cache, run, llama, bert)).collect::<Result<_>>()?;
-        Ok(Page { title: "ctscribe demo".to_string(), notice: format!("{NOTICE} {DRAFT}"), tables, studies })
+        page.scores.get_or_insert_default().tables.extend(more);
+        page.notice = format!("{NOTICE} {DRAFT}");
+        Ok(page)
     }
 }
 
@@ -160,58 +155,12 @@ fn prepare_all(config: &Config, dataset: &Path, cache: &Path) -> Result<Cache> {
     Cache::open(cache)
 }
 
-/// Scores of LLaMA, BERT and shuffled LLaMA on held-out phantoms, and the pairs of the first two.
-fn score(config: &Config, cache: &Cache, run: &Path) -> Result<(Vec<Evaluation>, [Vec<Pair>; 2])> {
-    let ask = |kind: DecoderKind, visual: Visual| {
+/// Scores of LLaMA, BERT and shuffled LLaMA on held-out phantoms.
+fn score(config: &Config, cache: &Cache, run: &Path) -> Result<Vec<Evaluation>> {
+    let instruments = Instruments::at_hand()?;
+    let ask = |kind: DecoderKind, visual: Visual| -> Result<Evaluation> {
         let question = Question { split: Split::Test.into(), visual, limit: None };
-        evaluate_run((config, cache, run), kind, question, None, &mut |_| {})
+        Ok(evaluate_run((config, cache, run), kind, question, &instruments, &mut |_| {})?.0)
     };
-    let (llama, llama_pairs) = ask(DecoderKind::Llama, Visual::Own)?;
-    let (bert, bert_pairs) = ask(DecoderKind::Bert, Visual::Own)?;
-    let (shuffled, _) = ask(DecoderKind::Llama, Visual::Shuffled)?;
-    Ok((vec![llama, bert, shuffled], [llama_pairs, bert_pairs]))
-}
-
-fn study_view(config: &Config, cache: &Cache, run: &Path, llama: &Pair, bert: &Pair) -> Result<StudyView> {
-    let volume: Tensor = cache.volume(&llama.study)?;
-    let (montage, columns) = montage(&volume)?;
-    let (_, d, h, w) = volume.dims4()?;
-    let observed = Observed::read(run, &llama.study)?;
-    let expected = llama.labels.unwrap_or_else(|| label_report(&llama.reference));
-    let view = |source: &str, text: &str, found: [bool; 18]| {
-        let state = |index: usize| match (expected[index], found[index], source) {
-            (true, true, "reference") => Some("present"),
-            (true, true, _) => Some("matched"),
-            (true, false, _) => Some("missed"),
-            (false, true, _) => Some("extra"),
-            (false, false, _) => None,
-        };
-        let findings = (0..FINDINGS.len()).filter_map(|index| Some((FINDINGS[index].to_string(), state(index)?.to_string()))).collect();
-        ReportView { source: source.to_string(), text: text.to_string(), findings }
-    };
-    let structures = Structures::load(&config.text.structures)?;
-    let rows = structures.names().into_iter().zip(observed.indices.iter().zip(&observed.mass));
-    let structure = |(name, (indices, mass)): (&str, (&Vec<u32>, &Vec<f32>))| StructureView {
-        name: name.to_string(),
-        boxes: indices
-            .iter()
-            .map(|index| {
-                let [[a, b, c], [d, e, f]] = patch_evidence(config, &observed.geometry, *index as usize, 0.0).voxels;
-                [a, b, c, d, e, f]
-            })
-            .collect(),
-        mass: mass.clone(),
-    };
-    Ok(StudyView {
-        name: llama.study.clone(),
-        shape: [d, h, w],
-        montage,
-        columns,
-        reports: vec![
-            view("reference", &llama.reference, expected),
-            view("llama", &llama.generated, label_report(&llama.generated)),
-            view("bert", &bert.generated, label_report(&bert.generated)),
-        ],
-        structures: rows.map(structure).collect(),
-    })
+    Ok(vec![ask(DecoderKind::Llama, Visual::Own)?, ask(DecoderKind::Bert, Visual::Own)?, ask(DecoderKind::Llama, Visual::Shuffled)?])
 }

@@ -41,6 +41,9 @@ pub mod document;
 pub mod train;
 pub mod viewer;
 
+pub mod run_page;
+
+pub mod bench;
 pub mod demo;
 pub mod verify;
 

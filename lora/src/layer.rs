@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use candle_core::{DType, Module, Result, Tensor, Var};
+use candle_core::{DType, Device, Module, Result, Tensor, Var};
 use ctscribe_ops as ops;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -37,16 +37,16 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// A fresh adapter of the module at `path` with `weight` (out, in): A uniform within 1 / sqrt(in) (PEFT's Kaiming-uniform with a = sqrt 5),
+    /// A fresh adapter of the module `base` at `path`: A uniform within 1 / sqrt(in) (PEFT's Kaiming-uniform with a = sqrt 5),
     /// B zero, the magnitude the lengths of the weight's rows, so that nothing changes at first.
-    pub fn fresh(weight: &Tensor, path: &str, config: &LoraConfig, seed: u64) -> Result<Self> {
-        let ((outputs, inputs), device) = (weight.dims2()?, weight.device());
+    pub fn fresh(base: &impl BaseLinear, path: &str, config: &LoraConfig, seed: u64) -> Result<Self> {
+        let ((outputs, inputs), device) = (base.size(), base.device());
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let (rank, bound) = (config.rank(path), 1.0 / (inputs as f32).sqrt());
         let values: Vec<f32> = (0..rank * inputs).map(|_| rng.random_range(-bound..=bound)).collect();
         let a = Tensor::from_vec(values, (rank, inputs), device)?;
         let b = Tensor::zeros((outputs, rank), DType::F32, device)?;
-        let magnitude = if config.dora { Some(row_norms(weight, &b.matmul(&a)?)?) } else { None };
+        let magnitude = if config.dora { Some(row_norms(&base.weight()?, &b.matmul(&a)?)?) } else { None };
         Adapter::new(&AdapterTensors { a, b, magnitude }, path, config)
     }
 
@@ -85,13 +85,13 @@ impl Adapter {
         self.b.as_detached_tensor().matmul(&self.a.as_detached_tensor())? * self.scale
     }
 
-    /// The weight (out, in) that does alone what `weight` and the adapter do together.
-    pub fn merged(&self, weight: &Tensor) -> Result<Tensor> {
-        let delta = self.weight_delta()?;
-        let adapted = (weight.detach() + &delta)?;
+    /// The weight (out, in) that does alone what `base` and the adapter do together.
+    pub fn merged(&self, base: &impl BaseLinear) -> Result<Tensor> {
+        let (weight, delta) = (base.weight()?.detach(), self.weight_delta()?);
+        let adapted = (&weight + &delta)?;
         match &self.magnitude {
             Some(magnitude) => {
-                let factor = (magnitude.as_detached_tensor() / row_norms(weight, &delta)?)?;
+                let factor = (magnitude.as_detached_tensor() / row_norms(&weight, &delta)?)?;
                 adapted.broadcast_mul(&factor.unsqueeze(1)?)
             }
             None => Ok(adapted),
@@ -111,8 +111,12 @@ impl Adapter {
 
 /// A frozen linear module without a bias: x -> W x.
 pub trait BaseLinear: Module {
-    /// W (out, in).
-    fn weight(&self) -> &Tensor;
+    /// (out, in).
+    fn size(&self) -> (usize, usize);
+    /// The device that multiplies.
+    fn device(&self) -> &Device;
+    /// W (out, in), f32.
+    fn weight(&self) -> Result<Tensor>;
 }
 
 /// What DoRA needs of an adapter again and again while it does not change: filled at the first use.
@@ -143,7 +147,7 @@ impl<M: BaseLinear> Adapted<M> {
         };
         let delta = adapter.delta(dropped.as_ref().unwrap_or(x))?;
         let Some(magnitude) = &adapter.magnitude else { return y + delta };
-        let factor = adapter.factor(magnitude.as_tensor(), self.base.weight())?;
+        let factor = adapter.factor(magnitude.as_tensor(), &self.base.weight()?)?;
         match dropped {
             // as PEFT: the dropout is on all that the adapter adds, the base's share of it included
             Some(dropped) => {
@@ -162,7 +166,7 @@ impl<M: BaseLinear> Adapted<M> {
         let Some(magnitude) = &adapter.magnitude else { return Ok(sum) };
         if fixed.get().is_none() {
             // the lengths cost r times a token's own product
-            let factor = adapter.factor(&magnitude.as_detached_tensor(), self.base.weight())?;
+            let factor = adapter.factor(&magnitude.as_detached_tensor(), &self.base.weight()?)?;
             fixed.get_or_init(|| factor);
         }
         sum.broadcast_mul(fixed.get().expect("filled above"))
@@ -173,7 +177,6 @@ impl<M: BaseLinear> Adapted<M> {
 mod tests {
     use super::*;
     use crate::Targets;
-    use candle_core::Device;
 
     const PATH: &str = "layers.0.q_proj";
 
@@ -184,8 +187,14 @@ mod tests {
         }
     }
     impl BaseLinear for Base {
-        fn weight(&self) -> &Tensor {
-            &self.0
+        fn size(&self) -> (usize, usize) {
+            self.0.dims2().unwrap()
+        }
+        fn device(&self) -> &Device {
+            self.0.device()
+        }
+        fn weight(&self) -> Result<Tensor> {
+            Ok(self.0.clone())
         }
     }
 
@@ -216,7 +225,7 @@ mod tests {
     #[test]
     fn a_new_adapter_equals_its_base_when_the_scale_is_two() {
         for dora in [false, true] {
-            let adapter = Adapter::fresh(&weight(), PATH, &config(dora), 1).unwrap();
+            let adapter = Adapter::fresh(&Base(weight()), PATH, &config(dora), 1).unwrap();
             let adapted = Adapted { base: Base(weight()), adapter: Some(adapter) };
             assert_eq!(rows(&adapted.forward(&x(), None).unwrap()), [[-9.0, -31.0]]);
             assert_eq!(rows(&adapted.forward_detached(&x(), &FixedFactor::new()).unwrap()), [[-9.0, -31.0]]);
@@ -228,7 +237,7 @@ mod tests {
         let adapter = trained(false);
         // A x = -5; B A x = (-15, -20); scale 2
         assert_eq!(rows(&adapter.delta(&x()).unwrap()), [[-30.0, -40.0]]);
-        assert_eq!(rows(&x().matmul(&adapter.merged(&weight()).unwrap().t().unwrap()).unwrap()), [[-39.0, -71.0]]);
+        assert_eq!(rows(&x().matmul(&adapter.merged(&Base(weight())).unwrap().t().unwrap()).unwrap()), [[-39.0, -71.0]]);
     }
 
     #[test]
@@ -236,7 +245,7 @@ mod tests {
         let adapted = Adapted { base: Base(weight()), adapter: Some(trained(true)) };
         // W + 2 B A = ((9, 16), (13, 28)); times x: (-39, -71); rows scaled to lengths 2 and 3
         let expected = [-39.0 * 2.0 / (81.0f32 + 256.0).sqrt(), -71.0 * 3.0 / (169.0f32 + 784.0).sqrt()];
-        let merged = x().matmul(&adapted.adapter.as_ref().unwrap().merged(&weight()).unwrap().t().unwrap()).unwrap();
+        let merged = x().matmul(&adapted.adapter.as_ref().unwrap().merged(&Base(weight())).unwrap().t().unwrap()).unwrap();
         let found = [adapted.forward(&x(), None).unwrap(), adapted.forward_detached(&x(), &FixedFactor::new()).unwrap(), merged];
         for found in found {
             let found = rows(&found);
@@ -247,7 +256,7 @@ mod tests {
     #[test]
     fn the_magnitude_learns_at_the_first_step_and_the_base_never() {
         let weight = Var::from_tensor(&weight()).unwrap();
-        let adapter = Adapter::fresh(&weight, PATH, &config(true), 1).unwrap();
+        let adapter = Adapter::fresh(&Base(weight.as_tensor().clone()), PATH, &config(true), 1).unwrap();
         let adapted = Adapted { base: Base(weight.as_tensor().clone()), adapter: Some(adapter) };
         let store = adapted.forward(&x(), None).unwrap().sum_all().unwrap().backward().unwrap();
         let adapter = adapted.adapter.as_ref().unwrap();

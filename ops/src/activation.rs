@@ -13,6 +13,7 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
 
 /// `silu(gate) * up`, elementwise. Both of one shape (LLaMA's feed-forward).
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    or_cuda!(crate::cuda::gated("swiglu", gate, up));
     if !fused(&[gate, up]) {
         return composed::swiglu(gate, up);
     }
@@ -21,6 +22,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 
 /// `gelu(gate) * value`, elementwise. Both of one shape (CT-ViT's feed-forward).
 pub fn geglu(value: &Tensor, gate: &Tensor) -> Result<Tensor> {
+    or_cuda!(crate::cuda::gated("geglu", gate, value));
     if !fused(&[value, gate]) {
         return composed::geglu(value, gate);
     }

@@ -18,13 +18,14 @@ pub enum ConvPadding {
 
 /// Depthwise cross-correlation. x: (B, T, H, W, C), weight: (C, 1, 3, 3, 3), bias: (C) -> (B, T, H, W, C).
 pub fn depthwise_conv3d(x: &Tensor, weight: &Tensor, bias: &Tensor, padding: ConvPadding) -> Result<Tensor> {
-    if !fused(&[x, weight, bias]) {
-        return composed::depthwise_conv3d(x, weight, bias, padding);
-    }
     let front = match padding {
         ConvPadding::Causal => 2,
         ConvPadding::Same => 1,
     };
+    or_cuda!(crate::cuda::depthwise_conv3d(x, weight, bias, front));
+    if !fused(&[x, weight, bias]) {
+        return composed::depthwise_conv3d(x, weight, bias, padding);
+    }
     x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Depthwise { front })
 }
 

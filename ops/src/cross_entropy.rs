@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use crate::cpu::{Values, for_pieces, fused, rows_a_piece, values};
 use crate::simd::{exp, largest, sum_of, vectorised};
-use crate::{composed, frozen_linear};
+use crate::{Matrix, composed};
 
 /// Logits of a chunk in [`linear_cross_entropy`]: 16 MB.
 const CHUNK: usize = 4 << 20;
@@ -25,26 +25,30 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor, weights: &Tensor) -> Res
 /// hidden: (N, D), targets: (N) u32, weights: (N) f32 -> scalar. Rows of weight 0 cost nothing.
 ///
 /// The gradient to `hidden` is made with the loss, while a chunk's logits are at hand.
-pub fn linear_cross_entropy(hidden: &Tensor, head: &Tensor, targets: &Tensor, weights: &Tensor) -> Result<Tensor> {
-    let head = head.detach();
-    if !fused(&[hidden, &head, weights]) {
-        return composed::cross_entropy(&frozen_linear(hidden, &head, None)?, targets, &weights.detach());
+pub fn linear_cross_entropy(hidden: &Tensor, head: &Matrix, targets: &Tensor, weights: &Tensor) -> Result<Tensor> {
+    or_cuda!(match head.on_device() {
+        Some(head) => crate::cuda::linear_cross_entropy(hidden, head, targets, weights),
+        None => Ok(None),
+    });
+    if !fused(&[hidden, weights]) {
+        return composed::cross_entropy(&head.forward(hidden)?, targets, &weights.detach());
     }
     let (n, width) = hidden.dims2()?;
-    let labels = Labels::read(targets, weights, n, head.dim(0)?)?;
+    let vocabulary = head.size().0;
+    let labels = Labels::read(targets, weights, n, vocabulary)?;
     let counted: Vec<usize> = (0..n).filter(|&row| labels.weights[row] != 0.0).collect();
     let source = hidden.detach().contiguous()?;
     let mut loss = 0.0;
     let mut gradient = hidden.track_op().then(|| vec![0.0; n * width]);
-    for rows in counted.chunks((CHUNK / head.dim(0)?.max(1)).clamp(1, 1024)) {
+    for rows in counted.chunks((CHUNK / vocabulary.max(1)).clamp(1, 1024)) {
         let labels = labels.only(rows);
         let index = Tensor::from_vec(rows.iter().map(|&row| row as u32).collect(), rows.len(), source.device())?;
-        let logits = frozen_linear(&source.index_select(&index, 0)?, &head, None)?;
+        let logits = head.forward(&source.index_select(&index, 0)?)?;
         let logits_values = Values::of(&logits)?;
         loss += labels.loss(&logits_values);
         if let Some(gradient) = &mut gradient {
             let dlogits = Tensor::from_vec(labels.gradient(&logits_values, 1.0), logits.shape(), logits.device())?;
-            let dhidden = dlogits.matmul(&head)?;
+            let dhidden = head.backward(&dlogits)?;
             for (&row, dhidden) in rows.iter().zip(Values::of(&dhidden)?.chunks_exact(width)) {
                 gradient[row * width..][..width].copy_from_slice(dhidden);
             }

@@ -2,6 +2,18 @@
 //!
 //! Everything that is trained goes through this crate. Letters in shapes: B batch, H heads, L queries, M keys, D head width.
 
+/// Returns with the CUDA kernels' result where they take what they are given; goes on otherwise.
+macro_rules! or_cuda {
+    ($call:expr) => {
+        #[cfg(feature = "cuda")]
+        {
+            if let Some(y) = $call? {
+                return Ok(y);
+            }
+        }
+    };
+}
+
 mod activation;
 mod attention;
 mod checkpoint;
@@ -9,8 +21,13 @@ pub mod composed;
 mod conv3d;
 mod cpu;
 mod cross_entropy;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod dropout;
+mod few;
+mod gemm;
 mod linear;
+mod matrix;
 mod memory;
 mod norm;
 mod product;
@@ -24,7 +41,9 @@ pub use checkpoint::checkpoint;
 pub use conv3d::{ConvPadding, depthwise_conv3d};
 pub use cross_entropy::{cross_entropy, linear_cross_entropy};
 pub use dropout::dropout;
+pub use gemm::Precision;
 pub use linear::{frozen_linear, linear};
+pub use matrix::{Bytes, Format, Matrix};
 pub use memory::{keep_elementwise_work_on_its_thread, reuse_freed_memory};
 pub use norm::{l2_normalize, layer_norm, rms_norm};
 pub use rope::{rope, rope_tables};

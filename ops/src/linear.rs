@@ -1,16 +1,17 @@
 //! Linear layers.
 
-use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Storage, Tensor, bail};
 
 use crate::composed;
-use crate::cpu::{Values, for_pieces, fused, rows_a_piece, sum_rows};
+use crate::cpu::{Values, for_pieces, fused, rows_a_piece, sum_rows, values};
+use crate::few::rows_times;
+use crate::gemm::{Left, Precision, Right, product};
 
 /// x W^T + b, with gradients to all three. x: (..., in), weight: (out, in), bias: (out) -> (..., out).
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     match bias {
-        None if fused(&[x, weight]) => x.contiguous()?.apply_op2(weight, Linear),
-        Some(bias) if fused(&[x, weight, bias]) => x.contiguous()?.apply_op3(weight, &bias.contiguous()?, Linear),
+        None if fused(&[x, weight]) => x.contiguous()?.apply_op2(&weight.contiguous()?, Linear),
+        Some(bias) if fused(&[x, weight, bias]) => x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Linear),
         _ => composed::linear(x, weight, bias),
     }
 }
@@ -19,51 +20,60 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
 /// x: (..., in), weight: (out, in), bias: (out) -> (..., out).
 pub fn frozen_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (weight, bias) = (weight.detach(), bias.map(Tensor::detach));
+    or_cuda!(crate::cuda::frozen_linear(x, &weight, bias.as_ref()));
     if !fused(&[x, &weight]) || bias.as_ref().is_some_and(|bias| !fused(&[bias])) {
         return composed::linear(x, &weight, bias.as_ref());
     }
-    let bias = bias.map(|bias| bias.contiguous()).transpose()?;
+    let (weight, bias) = (weight.contiguous()?, bias.map(|bias| bias.contiguous()).transpose()?);
     x.contiguous()?.apply_op1(FrozenLinear { weight, bias })
 }
 
-/// Multiplies with the weight through candle's own matrix product, then adds the bias in place.
+/// The product by our own kernels, then the bias in place.
 fn forward(x: (&CpuStorage, &Layout), weight: (&CpuStorage, &Layout), bias: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
     let (outputs, inputs) = weight.1.shape().dims2()?;
-    let mut shape = x.1.dims().to_vec();
-    match shape.last_mut() {
-        Some(last) if *last == inputs => *last = outputs,
-        _ => bail!("linear: x is {:?}, weight ({outputs}, {inputs})", x.1.shape()),
-    }
+    let shape = output_shape(x.1.shape(), (outputs, inputs))?;
     if bias.is_some_and(|bias| bias.len() != outputs) {
         bail!("linear: the bias has not the weight's {outputs} outputs");
     }
-    let rows = x.1.shape().elem_count() / inputs.max(1);
-    let x_layout = Layout::contiguous_with_offset((rows, inputs), x.1.start_offset());
-    let mut y = x.0.matmul(weight.0, (1, rows, outputs, inputs), &x_layout, &weight.1.transpose(0, 1)?)?;
-    if let (CpuStorage::F32(y), Some(bias)) = (&mut y, bias) {
-        for_pieces(y, rows_a_piece(outputs) * outputs, |_, rows| {
+    let weight = Right::values(values(weight.0, weight.1)?, inputs, true);
+    let mut y = rows_times(values(x.0, x.1)?, weight, (inputs, outputs), Precision::F32);
+    if let Some(bias) = bias {
+        for_pieces(&mut y, rows_a_piece(outputs) * outputs, |_, rows| {
             for row in rows.chunks_exact_mut(outputs) {
                 row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
             }
         });
     }
-    Ok((y, Shape::from(shape)))
+    Ok((CpuStorage::F32(y), shape))
 }
 
-fn as_rows(x: &Tensor, width: usize) -> Result<Tensor> {
-    let x = x.detach().contiguous()?;
-    x.reshape((x.elem_count() / width.max(1), width))
+/// The shape of x W^T: x's own with the last axis `outputs`, which must be `inputs`. weight: (outputs, inputs).
+pub(crate) fn output_shape(x: &Shape, (outputs, inputs): (usize, usize)) -> Result<Shape> {
+    let mut dims = x.dims().to_vec();
+    match dims.last_mut() {
+        Some(last) if *last == inputs => *last = outputs,
+        _ => bail!("linear: x is {x:?}, weight ({outputs}, {inputs})"),
+    }
+    Ok(Shape::from(dims))
 }
 
 /// dL/dx = g W, in x's shape.
 fn gradient_of_input(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<Tensor> {
-    as_rows(grad, weight.dim(0)?)?.matmul(&weight.detach())?.reshape(x.shape())
+    let ((outputs, inputs), grad) = (weight.dims2()?, grad.contiguous()?);
+    let weight = Values::of(weight)?;
+    let dx = rows_times(&Values::of(&grad)?, Right::values(&weight, inputs, false), (outputs, inputs), Precision::F32);
+    Tensor::from_vec(dx, x.shape(), x.device())
 }
 
 /// dL/dW = g^T x.
 fn gradient_of_weight(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<Tensor> {
-    let (outputs, inputs) = weight.dims2()?;
-    as_rows(grad, outputs)?.t()?.matmul(&as_rows(x, inputs)?)
+    let ((outputs, inputs), grad) = (weight.dims2()?, grad.contiguous()?);
+    let (mut dw, rows) = (vec![0.0; weight.elem_count()], grad.elem_count() / outputs.max(1));
+    let x = x.contiguous()?;
+    let (grad, x) = (Values::of(&grad)?, Values::of(&x)?);
+    let left = Left { values: &grad, row: 1, column: outputs };
+    product((outputs, rows, inputs), left, Right::values(&x, inputs, false), Precision::F32, &mut dw);
+    Tensor::from_vec(dw, weight.shape(), weight.device())
 }
 
 struct FrozenLinear {
@@ -120,7 +130,7 @@ impl CustomOp3 for Linear {
         bias: &CpuStorage,
         bl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        forward((x, xl), (weight, wl), Some(crate::cpu::values(bias, bl)?))
+        forward((x, xl), (weight, wl), Some(values(bias, bl)?))
     }
 
     fn bwd(

@@ -9,6 +9,7 @@ use crate::simd::{dot, sum, sum_of, vectorised};
 
 /// Layer norm over the last axis. x: (..., C), weight: (C), bias: (C) -> (..., C).
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
+    or_cuda!(crate::cuda::norm(x, weight, bias, true, eps));
     let op = Norm { centred: true, eps: eps as f32 };
     match bias {
         None if fused(&[x, weight]) => x.contiguous()?.apply_op2(&weight.contiguous()?, op),
@@ -19,6 +20,7 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64) 
 
 /// Root-mean-square norm over the last axis. x: (..., C), weight: (C) -> (..., C).
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    or_cuda!(crate::cuda::norm(x, weight, None, false, eps));
     if !fused(&[x, weight]) {
         return composed::rms_norm(x, weight, eps);
     }

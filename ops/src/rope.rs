@@ -18,6 +18,7 @@ pub fn rope_tables(start: usize, length: usize, head_dim: usize, theta: f64, dev
 /// Rotates x by its positions. x: (B, H, L, D), cos and sin: (L, D/2) -> (B, H, L, D). The tables get no gradient.
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let (_, _, l, d) = x.dims4()?;
+    or_cuda!(crate::cuda::rope(x, cos, sin));
     if !fused(&[x, cos, sin]) || cos.dims() != [l, d / 2] {
         return composed::rope(x, &cos.detach(), &sin.detach());
     }

@@ -127,6 +127,13 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     sum_of(a.len(), |i| a[i] * b[i])
 }
 
+vectorised! {
+    /// [`dot`] for callers outside vector code.
+    pub fn dot_of(a: &[f32], b: &[f32]) -> f32 {
+        dot(a, b)
+    }
+}
+
 /// Largest value; NaN is passed over, -inf for nothing.
 #[inline(always)]
 pub fn largest(x: &[f32]) -> f32 {

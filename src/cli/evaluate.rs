@@ -3,16 +3,19 @@
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+use serde::Serialize;
 
-use crate::assess::{Question, evaluate_run_with};
+use crate::assess::{Question, earlier_evaluation, evaluate_run};
+use crate::compare::{Comparing, Comparison, Difference, compare};
 use crate::config::Config;
 use crate::data::{Cache, Subset};
-use crate::evaluate::{Evaluation, Pair, evaluate_with};
-use crate::generate::Visual;
+use crate::evaluate::{Evaluation, Instruments, Pair, References, evaluate, read_predictions, write_submission};
+use crate::generate::{DecoderKind, Visual};
 use crate::train::Progress;
 use crate::{Error, Result};
 
-use super::run::{DecoderArg, LabellerArgs, print_json};
+use super::instruments::InstrumentArgs;
+use super::run::{DecoderArg, print_json, some_failed};
 
 /// Arguments of `evaluate`.
 #[derive(Debug, clap::Args)]
@@ -20,7 +23,7 @@ pub struct Args {
     /// A run whose reports are written and scored.
     #[arg(long, value_name = "FOLDER", requires = "data", required_unless_present = "pairs", conflicts_with = "pairs")]
     run: Option<PathBuf>,
-    /// The run's cache of prepared volumes.
+    /// The run's cache of prepared volumes; beside --pairs, the references.
     #[arg(long, value_name = "FOLDER")]
     data: Option<PathBuf>,
     /// Which decoder.
@@ -30,17 +33,23 @@ pub struct Args {
     /// ct-rate-valid-500-characters, ctrg-test).
     #[arg(long, default_value = "test")]
     split: Subset,
-    /// From the study's own visual tokens, or from another patient's.
+    /// From the study's own visual tokens, or from others: then the drop of the scores is told, too.
     #[arg(long, default_value = "own")]
     visual: VisualArg,
     /// The first so many studies only.
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-    /// Reports from elsewhere: a CSV with the columns study, generated, reference, or JSON lines with these keys.
+    /// Reports from elsewhere: CSV, JSON, JSON lines or a VLM3D submission, with study and report (docs/metrics.md).
     #[arg(long, value_name = "FILE")]
     pairs: Option<PathBuf>,
+    /// The references of --pairs, in the same formats, where it holds none (column `reference`) and --data is not given.
+    #[arg(long, value_name = "FILE", requires = "pairs", conflicts_with = "data")]
+    references: Option<PathBuf>,
+    /// Also writes the generated reports as VLM3D's predictions.json.
+    #[arg(long, value_name = "FILE")]
+    submission: Option<PathBuf>,
     #[command(flatten)]
-    labeller: LabellerArgs,
+    instruments: InstrumentArgs,
     /// As JSON, every study's contribution included.
     #[arg(long)]
     json: bool,
@@ -51,62 +60,104 @@ enum VisualArg {
     /// The study's.
     Own,
     /// Another patient's: what scores do not fall by was not read off the scan.
-    Shuffled,
+    #[value(alias = "shuffled")]
+    Shuffle,
+    /// None: zeros.
+    Zero,
+    /// The mean over the studies.
+    Mean,
+}
+
+impl From<VisualArg> for Visual {
+    fn from(visual: VisualArg) -> Self {
+        match visual {
+            VisualArg::Own => Visual::Own,
+            VisualArg::Shuffle => Visual::Shuffled,
+            VisualArg::Zero => Visual::Zero,
+            VisualArg::Mean => Visual::Mean,
+        }
+    }
+}
+
+/// What other visual tokens cost.
+#[derive(Serialize)]
+struct Grounding<'a> {
+    evaluation: &'a Evaluation,
+    /// Scores from these tokens minus those from the studies' own.
+    drop: &'a [Difference],
 }
 
 impl Args {
     pub(super) fn run(self) -> Result<()> {
-        let evaluation = self.evaluation()?;
-        if self.json {
-            return print_json(&evaluation);
-        }
-        println!("{evaluation}");
-        Ok(())
+        let instruments = self.instruments.open()?;
+        let Some(path) = &self.pairs else { return self.evaluate_run(&instruments) };
+        let references = match (&self.references, &self.data) {
+            (Some(file), _) => References::read(file)?,
+            (None, Some(data)) => self.references_of(data)?,
+            (None, None) => References::default(),
+        };
+        let paired = references.pair(&read_predictions(path)?);
+        let why = |why: &'static str| move |study: &String| (study.clone(), why.to_string());
+        let missing = paired.missing.iter().map(why("has no prediction and was not scored"));
+        let failed: Vec<(String, String)> = missing.chain(paired.unknown.iter().map(why("has no reference and was not scored"))).collect();
+        let name = path.file_stem().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
+        let evaluation = evaluate(&name, &paired.pairs, &instruments)?;
+        self.finish(&evaluation, &paired.pairs, None)?;
+        some_failed(&failed, failed.len() + paired.pairs.len())
     }
 
-    fn evaluation(&self) -> Result<Evaluation> {
-        let labeller = self.labeller.open()?;
-        if let Some(path) = &self.pairs {
-            return evaluate_with(&path.display().to_string(), &read_pairs(path)?, &labeller);
-        }
+    fn references_of(&self, data: &Path) -> Result<References> {
+        let cache = Cache::open(data)?;
+        let pair = |study: &&crate::data::CachedStudy| Pair {
+            study: study.name.clone(),
+            generated: String::new(),
+            reference: study.report.clone(),
+            labels: study.labels,
+        };
+        Ok(References::of_pairs(&cache.subset(self.split)?.iter().map(pair).collect::<Vec<_>>()))
+    }
+
+    fn evaluate_run(&self, instruments: &Instruments) -> Result<()> {
         let (Some(run), Some(data)) = (&self.run, &self.data) else {
             return Err(Error::Invalid("give --run and --data, or --pairs".to_string()));
         };
         let (config, cache) = (Config::of_run(run)?, Cache::open(data)?);
-        let visual = match self.visual {
-            VisualArg::Own => Visual::Own,
-            VisualArg::Shuffled => Visual::Shuffled,
+        let (kind, whole) = (DecoderKind::from(self.decoder), (&config, &cache, run.as_path()));
+        let question = |visual: Visual| Question { split: self.split, visual, limit: self.limit };
+        let ask = |visual: Visual| {
+            let total = cache.subset(self.split)?.len().min(self.limit.unwrap_or(usize::MAX));
+            let progress = Progress::new(format!("write reports{}", visual.suffix()), total as u64);
+            let found = evaluate_run(whole, kind, question(visual), instruments, &mut |done| progress.at(done as u64, ""))?;
+            progress.finish("");
+            Ok::<_, Error>(found)
         };
-        let question = Question { split: self.split, visual, limit: self.limit };
-        let total = cache.subset(question.split)?.len().min(self.limit.unwrap_or(usize::MAX));
-        let progress = Progress::new("write reports", total as u64);
-        let decoder = (self.decoder.into(), &labeller);
-        let found = evaluate_run_with((&config, &cache, run), decoder, question, None, &mut |done| progress.at(done as u64, ""))?;
-        progress.finish("");
-        Ok(found.0)
+        let visual = Visual::from(self.visual);
+        if visual == Visual::Own {
+            let (evaluation, pairs) = ask(visual)?;
+            return self.finish(&evaluation, &pairs, None);
+        }
+        let earlier = earlier_evaluation(whole, kind, question(Visual::Own), instruments)?;
+        let own = earlier.map_or_else(|| Ok(ask(Visual::Own)?.0), Ok::<_, Error>)?;
+        let (evaluation, pairs) = ask(visual)?;
+        let comparison = compare(&[own, evaluation.clone()], &Comparing::seeded(config.seed))?;
+        self.finish(&evaluation, &pairs, Some(&comparison))
     }
-}
 
-#[derive(serde::Deserialize)]
-struct Row {
-    study: String,
-    generated: String,
-    reference: String,
-}
-
-/// Pairs of a CSV or of JSON lines; an unreadable row is named.
-fn read_pairs(path: &Path) -> Result<Vec<Pair>> {
-    let pair = |row: Row| Pair { study: row.study, generated: row.generated, reference: row.reference, labels: None };
-    let fault = |line: usize, what: String| Error::field(path, format!("row {line}"), what);
-    if path.extension().is_some_and(|extension| extension == "csv") {
-        let mut reader = csv::Reader::from_path(path).map_err(|e| Error::file(path, e.to_string()))?;
-        return reader
-            .deserialize::<Row>()
-            .enumerate()
-            .map(|(index, row)| Ok(pair(row.map_err(|e| fault(index + 2, e.to_string()))?)))
-            .collect();
+    fn finish(&self, evaluation: &Evaluation, pairs: &[Pair], drop: Option<&Comparison>) -> Result<()> {
+        if let Some(path) = &self.submission {
+            write_submission(path, pairs)?;
+        }
+        match (self.json, drop) {
+            (true, None) => print_json(evaluation),
+            (true, Some(comparison)) => print_json(&Grounding { evaluation, drop: &comparison.differences }),
+            (false, None) => {
+                println!("{evaluation}");
+                Ok(())
+            }
+            (false, Some(comparison)) => {
+                println!("{evaluation}\n{}", comparison.drop_table());
+                Ok(())
+            }
+        }
     }
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    lines.map(|(index, line)| Ok(pair(serde_json::from_str(line).map_err(|e| fault(index + 1, e.to_string()))?))).collect()
 }

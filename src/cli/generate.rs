@@ -9,7 +9,8 @@ use crate::config::Config;
 use crate::decoder::{GenerationConfig, Strategy};
 use crate::document::{diagnostic_report, write_dicom_sr};
 use crate::error::chain;
-use crate::generate::{DecoderKind, Report, Reporter, report_scans};
+use crate::generate::{DRAFT, DecoderKind, Examined, Report, Reporter, report_scans, write_heatmaps};
+use crate::viewer::{ONE_STUDY, Page, StudyView, write_panels};
 use crate::volume::find_scans;
 use crate::weights::write_aside;
 use crate::{Error, Result};
@@ -34,9 +35,15 @@ pub struct Args {
     /// What is printed.
     #[arg(long, default_value = "text")]
     format: Format,
-    /// Also writes NAME.txt, NAME.json, NAME.fhir.json and NAME.sr.dcm (DICOM SR) into this folder.
+    /// Also writes NAME.txt, NAME.json, NAME.html, NAME.fhir.json and NAME.sr.dcm (DICOM SR) into this folder.
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
+    /// A text file with the scan's report, shown beside the generated one on its page.
+    #[arg(long, value_name = "FILE")]
+    reference: Option<PathBuf>,
+    /// Writes each structure's attention into this folder: NAME.STRUCTURE.nii.gz, in the scan's own grid and place, and NAME.STRUCTURE.png.
+    #[arg(long, value_name = "FOLDER")]
+    heatmaps: Option<PathBuf>,
     /// Prints text as it comes.
     #[arg(long)]
     stream: bool,
@@ -53,6 +60,8 @@ enum Format {
     Json,
     /// One FHIR R4 DiagnosticReport a line.
     Fhir,
+    /// One page with everything inside: views, attention, report; for a single scan (of several, see --out).
+    Html,
 }
 
 /// In place of the run's own decoding keys.
@@ -118,9 +127,10 @@ impl Args {
         let kind: DecoderKind = self.decoder.into();
         let generation = self.decoding.over(kind.generation(&Config::of_run(&self.run)?))?;
         let scans = find_scans(&self.scans)?;
+        let reference = self.reference(scans.len())?;
         let reporter = Reporter::open(&self.run, kind, Some(generation), self.adapter.as_deref())?;
-        if let Some(out) = &self.out {
-            std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
+        for folder in self.out.iter().chain(&self.heatmaps) {
+            std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         }
         let streams = self.stream && self.format == Format::Text;
         let mut begun = None;
@@ -134,21 +144,41 @@ impl Args {
                 let _ = std::io::stdout().flush();
             }
         };
-        let mut on_report = |report: Report| self.finish(&report, streams, scans.len());
+        let page = |examined: &Examined| page(examined, &reporter, reference.as_deref());
+        let mut on_report = |examined: Examined| self.finish(&examined, &page, streams, scans.len());
         let mut on_failure = |_: &std::path::Path, error: &Error| eprintln!("error: {}", chain(error));
         report_scans(&reporter, &scans, &mut on_text, &mut on_report, &mut on_failure)
     }
 
-    fn finish(&self, report: &Report, streamed: bool, scans: usize) -> Result<()> {
+    /// The reference report; what serves one scan only is refused for several, before any work.
+    fn reference(&self, scans: usize) -> Result<Option<String>> {
+        let single = [("--format html", self.format == Format::Html), ("--reference", self.reference.is_some())];
+        if let Some((argument, _)) = single.into_iter().find(|(_, given)| *given && scans > 1) {
+            return Err(Error::Invalid(format!("{argument} is for a single scan, not for {scans}; pages of several go to --out")));
+        }
+        self.reference.as_ref().map(|path| std::fs::read_to_string(path).map_err(|e| Error::io(path, e))).transpose()
+    }
+
+    fn finish(&self, examined: &Examined, page: &dyn Fn(&Examined) -> Result<String>, streamed: bool, scans: usize) -> Result<()> {
+        let report = &examined.report;
         for warning in &report.warnings {
             eprintln!("warning: {}: {warning}", report.path.display());
         }
         if let Some(out) = &self.out {
             write_documents(report, out)?;
+            write_aside(&out.join(format!("{}.html", report.study)), page(examined)?.as_bytes())?;
+        }
+        if let Some(folder) = &self.heatmaps {
+            write_heatmaps(examined, folder)?;
+            write_panels(examined, folder)?;
         }
         match self.format {
             Format::Json => print_json(report),
             Format::Fhir => print_json(&diagnostic_report(report)),
+            Format::Html => {
+                print!("{}", page(examined)?);
+                Ok(())
+            }
             Format::Text if streamed => {
                 println!("\n");
                 Ok(())
@@ -160,6 +190,13 @@ impl Args {
             }
         }
     }
+}
+
+/// The scan's page.
+fn page(examined: &Examined, reporter: &Reporter, reference: Option<&str>) -> Result<String> {
+    let study = StudyView::of_scan(examined, reporter.structures(), reference, ONE_STUDY)?;
+    let title = format!("ctscribe {}", examined.report.study);
+    Page { title, notice: DRAFT.to_string(), studies: vec![study], ..Page::default() }.render()
 }
 
 fn write_documents(report: &Report, out: &std::path::Path) -> Result<()> {

@@ -2,6 +2,7 @@
 //! Results go to stdout, everything else to stderr.
 
 mod adapter;
+mod bench;
 mod compare;
 mod config;
 mod demo;
@@ -9,6 +10,7 @@ mod evaluate;
 mod fetch;
 mod generate;
 mod inspect;
+mod instruments;
 mod observe;
 mod phantom;
 mod prepare;
@@ -17,6 +19,7 @@ mod run;
 mod text;
 mod train;
 mod verify;
+mod view;
 mod weights;
 
 use clap::{Parser, Subcommand};
@@ -53,6 +56,8 @@ enum Command {
     Retrieve(retrieve::Args),
     /// Compare two or more evaluated runs.
     Compare(compare::Args),
+    /// One HTML page of an evaluated run: scores with intervals, curves, studies by error.
+    View(view::Args),
     /// LoRA adapters in PEFT's format.
     Adapter(adapter::Args),
     /// External weights: what they are, where they come from, whether a file is whole.
@@ -63,6 +68,8 @@ enum Command {
     Text(text::Args),
     /// Write synthetic chests in CT-RATE's layout.
     Phantom(phantom::Args),
+    /// Time one piece of work: a training step, decoding, encoding, preparation.
+    Bench(bench::Args),
     /// Prove on your own configuration what is promised: that a killed run resumes byte for byte.
     Verify(verify::Args),
 }
@@ -81,11 +88,13 @@ impl Cli {
             Command::Evaluate(args) => args.run(),
             Command::Retrieve(args) => args.run(),
             Command::Compare(args) => args.run(),
+            Command::View(args) => args.run(),
             Command::Adapter(args) => args.run(),
             Command::Weights(args) => args.run(),
             Command::Config(args) => args.run(),
             Command::Text(args) => args.run(),
             Command::Phantom(args) => args.run(),
+            Command::Bench(args) => args.run(),
             Command::Verify(args) => args.run(),
         }
     }

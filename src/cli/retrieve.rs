@@ -1,8 +1,11 @@
 //! `ctscribe retrieve`.
 
+use serde::Serialize;
+
 use crate::Result;
 use crate::assess::retrieve;
-use crate::data::Subset;
+use crate::data::{SplitRecord, Subset};
+use crate::evaluate::RetrievalScores;
 
 use super::run::{RunArgs, open, print_json};
 
@@ -20,17 +23,28 @@ pub struct Args {
     json: bool,
 }
 
+#[derive(Serialize)]
+struct Found {
+    split: SplitRecord,
+    #[serde(flatten)]
+    scores: RetrievalScores,
+}
+
 impl Args {
     pub(super) fn run(self) -> Result<()> {
         let (config, cache) = open(&self.run)?;
         let scores = retrieve(&config, &cache, &self.run.run, self.split)?;
-        if self.json {
-            return print_json(&scores);
-        }
         let split = cache.split_record(self.split, scores.volumes)?;
-        println!("report-to-volume retrieval among {} volumes of {} (sha256 {})", scores.volumes, split.name, split.sha256);
+        if self.json {
+            return print_json(&Found { split, scores });
+        }
+        println!(
+            "report-to-volume retrieval among {} volumes of {} (sha256 {}), {} of them with a report that others share",
+            scores.volumes, split.name, split.sha256, scores.shared_reports
+        );
         for (k, recall) in &scores.recall_at {
-            println!("  R@{k:<4} {recall:.4}   (chance {:.4})", scores.chance_at[k]);
+            let (same, chance) = (scores.recall_at_same_report[k], scores.chance_at[k]);
+            println!("  R@{k:<4} {recall:.4}   any volume with the same report {same:.4}   (chance {chance:.4})");
         }
         Ok(())
     }

@@ -6,10 +6,12 @@ use clap::{Parser, Subcommand};
 use comfy_table::{Table, presets};
 
 use crate::Result;
+use crate::decoder::LlamaConfig;
 use crate::train::Progress;
 use crate::weights::hub::Hub;
-use crate::weights::{Fetched, catalogue, convert, entry, fetch, open, sha256, verify};
+use crate::weights::{Fetched, Mapped, Source, catalogue, convert, copy_files, entry, fetch, open, sha256, verify};
 
+use super::phantom::WeightFormat;
 use super::run::print_json;
 
 /// Arguments of `weights`.
@@ -60,6 +62,18 @@ enum Action {
         #[arg(value_name = "ARCHIVE")]
         path: PathBuf,
     },
+    /// Writes a LLaMA with its weights quantised (GGUF), to train adapters on (QLoRA) and to generate with in little memory.
+    Quantize {
+        /// The model's folder, in Hugging Face's layout.
+        #[arg(value_name = "FOLDER")]
+        base: PathBuf,
+        /// Q4_K_M or Q8_0.
+        #[arg(long, value_name = "TYPE", default_value = "Q4_K_M")]
+        format: WeightFormat,
+        /// Where it goes: a folder that gets the GGUF file, the configuration and the tokenizer.
+        #[arg(long, value_name = "FOLDER")]
+        out: PathBuf,
+    },
     /// The tensors of a checkpoint (.safetensors, .pt, .pth, .bin, or a folder), and a file's SHA-256.
     Inspect {
         /// The checkpoint.
@@ -82,6 +96,7 @@ impl Args {
                 let verified = names.iter().map(|name| verify(name, &to.join(name))).collect::<Result<Vec<_>>>()?.concat();
                 print(&verified, json)
             }
+            Action::Quantize { base, format, out } => quantize(&base, format, &out),
             Action::Convert { path } => {
                 println!("{}", convert(&path)?.display());
                 Ok(())
@@ -134,5 +149,14 @@ fn inspect(path: &Path) -> Result<()> {
     if path.is_file() {
         println!("sha256 {}", sha256(path)?);
     }
+    Ok(())
+}
+
+fn quantize(base: &Path, format: WeightFormat, out: &Path) -> Result<()> {
+    let (sizes, mapped) = (LlamaConfig::read(&base.join("config.json"))?, Mapped::open(base)?);
+    let sources = sizes.tensors().into_iter().map(|(name, ..)| Source::mapped(&mapped, &name)).collect::<Result<Vec<_>>>()?;
+    let mut files = format.write(out, &sizes, &sources)?;
+    files.extend(copy_files(base, out, &["tokenizer.json", "tokenizer.model", "tokenizer_config.json", "generation_config.json"])?);
+    files.iter().for_each(|file| println!("{}", file.display()));
     Ok(())
 }

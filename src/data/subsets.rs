@@ -124,10 +124,11 @@ pub struct SplitRecord {
 }
 
 /// SHA-256 of study names, sorted, one a line: what a split is.
-pub fn split_sha256<'a>(names: impl Iterator<Item = &'a str>) -> String {
-    let mut names: Vec<&str> = names.collect();
+pub fn split_sha256<T: AsRef<str> + Ord>(names: impl Iterator<Item = T>) -> String {
+    let mut names: Vec<T> = names.collect();
     names.sort_unstable();
-    Sha256::digest(names.join("\n").as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    let lines: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
+    Sha256::digest(lines.join("\n").as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::scores::Scores;
+
 /// True and false positives, false negatives.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Counts {
@@ -51,20 +53,8 @@ pub fn label_scores(expected: &[[bool; 18]], found: &[[bool; 18]]) -> Vec<LabelS
     counts(expected, found).iter().map(Counts::scores).collect()
 }
 
-fn counts(expected: &[[bool; 18]], found: &[[bool; 18]]) -> [Counts; 18] {
-    let mut counts = [Counts::default(); 18];
-    for (expected, found) in expected.iter().zip(found) {
-        for finding in 0..18 {
-            counts[finding].count(expected[finding], found[finding]);
-        }
-    }
-    counts
-}
-
-/// Mean F1 over the findings that some reference has: the convention named `macro_supported`.
-pub(crate) fn macro_f1(scores: &[LabelScores]) -> f64 {
-    let supported: Vec<f64> = scores.iter().filter(|scores| scores.support > 0).map(|scores| scores.f1).collect();
-    super::mean(&supported)
+pub(super) fn counts(expected: &[[bool; 18]], found: &[[bool; 18]]) -> [Counts; 18] {
+    LabelSums::of(expected.iter().zip(found)).findings
 }
 
 /// Which findings are rare: of those that some study has, the third with the fewest, rounded up; of equally many, the earlier ones.
@@ -82,45 +72,91 @@ pub fn rare_recall(scores: &[LabelScores], rare: &[usize]) -> f64 {
     if supported.is_empty() { f64::NAN } else { super::mean(&supported) }
 }
 
+/// Sums of the counts that scores over all findings are made of.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct LabelSums {
+    /// By finding.
+    pub findings: [Counts; 18],
+    /// Studies.
+    pub studies: f64,
+}
+
+impl LabelSums {
+    /// The sums of studies, each with the findings of its reference and those of its generated report.
+    pub fn of<'a>(studies: impl Iterator<Item = (&'a [bool; 18], &'a [bool; 18])>) -> Self {
+        let mut sums = LabelSums::default();
+        for (expected, found) in studies {
+            sums.studies += 1.0;
+            for (counts, (expected, found)) in sums.findings.iter_mut().zip(expected.iter().zip(found)) {
+                counts.count(*expected, *found);
+            }
+        }
+        sums
+    }
+
+    /// The scores over all findings, by name and convention.
+    pub fn scores(&self) -> Vec<(&'static str, f64)> {
+        let each: Vec<LabelScores> = self.findings.iter().map(Counts::scores).collect();
+        let total = self.total();
+        let supported: Vec<&LabelScores> = each.iter().filter(|scores| scores.support > 0).collect();
+        let mean_of =
+            |scores: &[&LabelScores], value: fn(&LabelScores) -> f64| super::mean(&scores.iter().map(|s| value(s)).collect::<Vec<_>>());
+        let of_supported = |value| mean_of(&supported, value);
+        let of_all = |value| mean_of(&each.iter().collect::<Vec<_>>(), value);
+        let weighted = |value: fn(&LabelScores) -> f64| {
+            let support = each.iter().map(|scores| scores.support as f64).sum::<f64>().max(1.0);
+            each.iter().map(|scores| value(scores) * scores.support as f64).sum::<f64>() / support
+        };
+        let labels = 18.0 * self.studies;
+        vec![
+            ("labels.precision.micro", total.scores().precision),
+            ("labels.recall.micro", total.scores().recall),
+            ("labels.f1.micro", total.scores().f1),
+            ("labels.precision.macro_supported", of_supported(|s| s.precision)),
+            ("labels.recall.macro_supported", of_supported(|s| s.recall)),
+            ("labels.f1.macro_supported", of_supported(|s| s.f1)),
+            ("labels.precision.macro_18", of_all(|s| s.precision)),
+            ("labels.recall.macro_18", of_all(|s| s.recall)),
+            ("labels.f1.macro_18", of_all(|s| s.f1)),
+            ("labels.precision.weighted", weighted(|s| s.precision)),
+            ("labels.recall.weighted", weighted(|s| s.recall)),
+            ("labels.f1.weighted", weighted(|s| s.f1)),
+            ("labels.crg", crg(labels, &total)),
+            ("labels.positive_rate.generated", (total.hit + total.extra) / labels),
+            ("labels.positive_rate.reference", (total.hit + total.missed) / labels),
+        ]
+    }
+
+    fn total(&self) -> Counts {
+        self.findings.iter().fold(Counts::default(), |sum, c| Counts {
+            hit: sum.hit + c.hit,
+            extra: sum.extra + c.extra,
+            missed: sum.missed + c.missed,
+        })
+    }
+}
+
 /// Adds micro, macro, weighted and sample-wise scores and CRG; returns the scores a finding.
-pub(super) fn add_metrics(
-    expected: &[[bool; 18]],
-    found: &[[bool; 18]],
-    add: &mut dyn FnMut(&str, f64) -> Option<f64>,
-) -> Vec<LabelScores> {
-    let counts = counts(expected, found);
-    let scores: Vec<LabelScores> = counts.iter().map(Counts::scores).collect();
-    let total = counts.iter().fold(Counts::default(), |sum, c| Counts {
-        hit: sum.hit + c.hit,
-        extra: sum.extra + c.extra,
-        missed: sum.missed + c.missed,
-    });
-    let supported: Vec<&LabelScores> = scores.iter().filter(|scores| scores.support > 0).collect();
-    let average = |value: &dyn Fn(&LabelScores) -> f64| super::mean(&supported.iter().map(|scores| value(scores)).collect::<Vec<_>>());
-    add("labels.f1.micro", total.scores().f1);
-    add("labels.precision.micro", total.scores().precision);
-    add("labels.recall.micro", total.scores().recall);
-    add("labels.f1.macro_supported", macro_f1(&scores));
-    add("labels.precision.macro_supported", average(&|scores| scores.precision));
-    add("labels.recall.macro_supported", average(&|scores| scores.recall));
-    let support: f64 = scores.iter().map(|scores| scores.support as f64).sum();
-    add("labels.f1.weighted", scores.iter().map(|scores| scores.f1 * scores.support as f64).sum::<f64>() / support.max(1.0));
-    let sample = |(expected, found): (&[bool; 18], &[bool; 18])| {
-        let mut counts = Counts::default();
-        (0..18).for_each(|finding| counts.count(expected[finding], found[finding]));
-        // a study without findings that gets none is right
-        if counts == Counts::default() { 1.0 } else { counts.scores().f1 }
-    };
-    add("labels.f1.samples", super::mean(&expected.iter().zip(found).map(sample).collect::<Vec<_>>()));
-    add("labels.crg", crg(expected.len(), &total));
-    add("labels.positive_rate.generated", (total.hit + total.extra) / (18 * expected.len()) as f64);
-    add("labels.positive_rate.reference", (total.hit + total.missed) / (18 * expected.len()) as f64);
-    scores
+pub(super) fn add_metrics(expected: &[[bool; 18]], found: &[[bool; 18]], scores: &mut Scores) -> Vec<LabelScores> {
+    let sums = LabelSums::of(expected.iter().zip(found));
+    sums.scores().into_iter().for_each(|(name, value)| scores.add(name, value));
+    let samples: Vec<LabelScores> = expected.iter().zip(found).map(|(expected, found)| sample(expected, found)).collect();
+    scores.add_mean("labels.precision.samples", samples.iter().map(|scores| scores.precision));
+    scores.add_mean("labels.recall.samples", samples.iter().map(|scores| scores.recall));
+    scores.add_mean("labels.f1.samples", samples.iter().map(|scores| scores.f1));
+    sums.findings.iter().map(Counts::scores).collect()
+}
+
+/// One study's precision, recall and F1 over its findings; a study without findings that gets none is right.
+fn sample(expected: &[bool; 18], found: &[bool; 18]) -> LabelScores {
+    let mut counts = Counts::default();
+    (0..18).for_each(|finding| counts.count(expected[finding], found[finding]));
+    if counts == Counts::default() { LabelScores { support: 0, precision: 1.0, recall: 1.0, f1: 1.0 } } else { counts.scores() }
 }
 
 /// CRG (VLM3D): U / (2 U - s), s = r hits - r missed - extra, r = (X - A) / (2 A), U = (X - A) / 2; X labels, A of them positive.
-fn crg(studies: usize, total: &Counts) -> f64 {
-    let (labels, positive) = ((18 * studies) as f64, total.hit + total.missed);
+fn crg(labels: f64, total: &Counts) -> f64 {
+    let positive = total.hit + total.missed;
     let reward = (labels - positive) / (2.0 * positive.max(1.0));
     let best = (labels - positive) / 2.0;
     best / (2.0 * best - (reward * total.hit - reward * total.missed - total.extra))
@@ -140,7 +176,13 @@ mod tests {
         let scores = label_scores(&expected, &found);
         assert_eq!(scores[0], LabelScores { support: 2, precision: 1.0, recall: 1.0, f1: 1.0 });
         assert_eq!(scores[1], LabelScores { support: 1, precision: 0.0, recall: 0.0, f1: 0.0 });
-        assert_eq!(macro_f1(&scores), 0.5);
+        let sums = LabelSums { findings: counts(&expected, &found), studies: 2.0 };
+        let value = |name: &str| sums.scores().into_iter().find(|(own, _)| *own == name).unwrap().1;
+        assert_eq!(value("labels.f1.macro_supported"), 0.5);
+        assert_eq!(value("labels.f1.macro_18"), 1.0 / 18.0);
+        // 2 hits, 1 extra, 1 missed; finding 0 has support 2 and F1 1, finding 1 support 1 and F1 0
+        assert!((value("labels.f1.micro") - 2.0 / 3.0).abs() < 1e-12 && (value("labels.f1.weighted") - 2.0 / 3.0).abs() < 1e-12);
+        assert_eq!(sample(&expected[0], &found[0]), LabelScores { support: 2, precision: 1.0, recall: 0.5, f1: 2.0 / 3.0 });
     }
 
     #[test]
@@ -157,8 +199,8 @@ mod tests {
     #[test]
     fn a_perfect_answer_has_crg_one_and_silence_a_third() {
         let perfect = Counts { hit: 6.0, ..Counts::default() };
-        assert!((crg(2, &perfect) - 1.0).abs() < 1e-12);
+        assert!((crg(36.0, &perfect) - 1.0).abs() < 1e-12);
         let silent = Counts { missed: 6.0, ..Counts::default() };
-        assert!((crg(2, &silent) - 1.0 / 3.0).abs() < 1e-12);
+        assert!((crg(36.0, &silent) - 1.0 / 3.0).abs() < 1e-12);
     }
 }

@@ -1,13 +1,15 @@
-//! ROUGE-L (Lin, 2004) as pycocoevalcap computes it: beta 1.2.
+//! ROUGE-L (Lin, 2004): pycocoevalcap's (beta 1.2) and Google's rouge-score (beta 1).
 
-use std::collections::HashMap;
+use std::hash::Hash;
+
+use rustc_hash::FxHashMap;
 
 const BETA: f64 = 1.2;
 
-/// The F-measure of the longest common subsequence.
-pub fn rouge_l(hypothesis: &[String], reference: &[String]) -> f64 {
+/// pycocoevalcap's F-measure of the longest common subsequence.
+pub fn rouge_l<T: Eq + Hash>(hypothesis: &[T], reference: &[T]) -> f64 {
     // split(" ") of an empty text gives one empty token
-    let length = |tokens: &[String]| tokens.len().max(1) as f64;
+    let length = |tokens: &[T]| tokens.len().max(1) as f64;
     let both_empty = hypothesis.is_empty() && reference.is_empty();
     let common = if both_empty { 1.0 } else { longest_common_subsequence(hypothesis, reference) as f64 };
     let (precision, recall) = (common / length(hypothesis), common / length(reference));
@@ -17,16 +19,22 @@ pub fn rouge_l(hypothesis: &[String], reference: &[String]) -> f64 {
     (1.0 + BETA * BETA) * precision * recall / (recall + BETA * BETA * precision)
 }
 
+/// rouge-score's F-measure of the longest common subsequence; 0 where a text is empty.
+pub fn rouge_l_google<T: Eq + Hash>(hypothesis: &[T], reference: &[T]) -> f64 {
+    let common = longest_common_subsequence(hypothesis, reference) as f64;
+    if common == 0.0 { 0.0 } else { 2.0 * common / (hypothesis.len() + reference.len()) as f64 }
+}
+
 /// Bit-parallel (Hyyrö, 2004): one pass over `b`, 64 tokens of `a` a word.
-fn longest_common_subsequence(a: &[String], b: &[String]) -> usize {
+fn longest_common_subsequence<T: Eq + Hash>(a: &[T], b: &[T]) -> usize {
     let words = a.len().div_ceil(64);
-    let mut places: HashMap<&str, Vec<u64>> = HashMap::new();
+    let mut places: FxHashMap<&T, Vec<u64>> = FxHashMap::default();
     for (index, token) in a.iter().enumerate() {
         places.entry(token).or_insert_with(|| vec![0; words])[index / 64] |= 1 << (index % 64);
     }
     let mut row = vec![u64::MAX; words];
     for token in b {
-        let Some(place) = places.get(token.as_str()) else { continue };
+        let Some(place) = places.get(token) else { continue };
         let mut carry = 0u64;
         for (row, place) in row.iter_mut().zip(place) {
             let matched = *row & place;

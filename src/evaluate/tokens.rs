@@ -16,6 +16,13 @@ pub fn ptb_like(text: &str) -> Vec<String> {
     WORD.find_iter(&lower).map(|word| word.as_str().to_string()).collect()
 }
 
+/// rouge-score's words: lower-case letters a to z and digits; with `stem`, words of more than three letters are stemmed by it.
+pub fn rouge_words(text: &str, stem: Option<fn(&str) -> String>) -> Vec<String> {
+    let lower = text.to_lowercase();
+    let words = lower.split(|c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit())).filter(|word| !word.is_empty());
+    words.map(|word| stem.filter(|_| word.len() > 3).map_or_else(|| word.to_string(), |stem| stem(word))).collect()
+}
+
 /// Split on blanks, nothing else.
 pub fn plain(text: &str) -> Vec<String> {
     text.split_whitespace().map(String::from).collect()

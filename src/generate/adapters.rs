@@ -11,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::config::Config;
 use crate::decoder::{Fit, Llama};
-use crate::weights::{self, save};
+use crate::weights::{self, copy_files, save};
 use crate::{Error, Result};
 
 use super::decoders::{DecoderKind, PROJECTOR_FILE, llama_base, open_decoder, open_llama, run_adapter};
@@ -98,7 +98,7 @@ fn seeded_ids(model: &Llama) -> Vec<u32> {
 fn write_merged(model: &Llama, base: &Path, out: &Path, f32: bool) -> Result<()> {
     fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
     let mut tensors = weights::open(base)?;
-    for (name, weight) in model.projection_weights() {
+    for (name, weight) in model.projection_weights()? {
         let dtype = tensors.get(&name).map_or(DType::F32, Tensor::dtype);
         tensors.insert(name, weight.to_dtype(if f32 { DType::F32 } else { dtype })?);
     }
@@ -106,19 +106,7 @@ fn write_merged(model: &Llama, base: &Path, out: &Path, f32: bool) -> Result<()>
     save(&out.join("model.safetensors"), &tensors.into_iter().collect(), &metadata)?;
     let beside =
         ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model"];
-    copy(base, out, &beside).map(|_| ())
-}
-
-/// Copies those of `names` that `from` holds; their places.
-fn copy(from: &Path, to: &Path, names: &[&str]) -> Result<Vec<PathBuf>> {
-    fs::create_dir_all(to).map_err(|e| Error::io(to, e))?;
-    let mut copied = Vec::new();
-    for name in names.iter().filter(|name| from.join(name).is_file()) {
-        let bytes = fs::read(from.join(name)).map_err(|e| Error::io(from.join(name), e))?;
-        weights::write_aside(&to.join(name), &bytes)?;
-        copied.push(to.join(name));
-    }
-    Ok(copied)
+    copy_files(base, out, &beside).map(|_| ())
 }
 
 /// The files of an adapter's folder. The projector is last: it says that the decoder is whole.
@@ -135,12 +123,12 @@ pub fn import_adapter(adapter: &Path, run: &Path, replace: bool) -> Result<Vec<P
     } else {
         open_llama(&llama_base(&config, run))?.load_adapter(adapter)?;
     }
-    copy(adapter, &own, &FILES)
+    copy_files(adapter, &own, &FILES)
 }
 
 /// Copies a run's adapter with its projector to a folder.
 pub fn export_adapter(run: &Path, out: &Path) -> Result<Vec<PathBuf>> {
     let own = run_adapter(run);
     crate::decoder::open_adapter(&own)?;
-    copy(&own, out, &FILES)
+    copy_files(&own, out, &FILES)
 }

@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::decoder::bert::{BertDecoder, BertDecoderConfig};
 use crate::decoder::{Llama, LlamaConfig, PROJECTOR, Projector, ReportDecoder, open_adapter};
 use crate::text::{PromptText, Tokenizer};
-use crate::weights::{self, Params};
+use crate::weights::{self, Mapped, Params};
 use crate::{Error, Result};
 
 /// Which decoder.
@@ -52,17 +52,27 @@ pub fn llama_base(config: &Config, run: &Path) -> PathBuf {
     config.llama.base.clone().unwrap_or_else(|| run.join("language"))
 }
 
-/// A frozen LLaMA from a folder in Hugging Face's layout.
-pub fn open_llama(folder: &Path) -> Result<Llama> {
-    let path = folder.join("config.json");
-    if !path.is_file() {
-        return Err(Error::file(folder, "no LLaMA here: it holds no config.json"));
+/// A frozen LLaMA, its weights left in their files: a folder in Hugging Face's layout (with a GGUF file in
+/// safetensors' place, if it has one), or a GGUF file alone.
+pub fn open_llama(base: &Path) -> Result<Llama> {
+    let path = base.join("config.json");
+    if base.is_dir() && !path.is_file() {
+        return Err(Error::file(base, "no LLaMA here: it holds no config.json"));
     }
-    let config = LlamaConfig::read(&path)?;
-    let params = Params::loaded(folder.display().to_string(), weights::open(folder)?, &Device::Cpu).frozen();
+    let mapped = Mapped::open(base)?;
+    let config = match mapped.gguf() {
+        Some(metadata) if !base.is_dir() => LlamaConfig::of_gguf(base, metadata, mapped.shape("lm_head.weight").is_none())?,
+        _ => LlamaConfig::read(&path)?,
+    };
+    let params = Params::mapped(mapped, &Device::Cpu);
     let model = Llama::new(&config, &params)?;
     params.finish()?;
     Ok(model)
+}
+
+/// The folder that holds a base's tokenizer: the base itself, or where its GGUF file lies.
+fn tokenizer_folder(base: &Path) -> &Path {
+    if base.is_dir() { base } else { base.parent().unwrap_or(base) }
 }
 
 /// LLaMA without adapters, behind `params`' projector: fresh, or loaded from a run.
@@ -72,7 +82,7 @@ pub fn assemble_llama(config: &Config, run: &Path, params: Params) -> Result<Ass
     let stage = &config.llama;
     let (hidden, std) = (model.config().hidden_size, model.embedding_std()?);
     let projector = Projector::new(&stage.projector, visual(config), hidden, std, &params.at("projector"))?;
-    let (tokenizer, prompt) = (Tokenizer::read(&base)?, PromptText::load(&stage.prompt)?);
+    let (tokenizer, prompt) = (Tokenizer::read(tokenizer_folder(&base))?, PromptText::load(&stage.prompt)?);
     if tokenizer.vocabulary() > model.config().vocab_size {
         let what = format!("the tokenizer has {} tokens, the model {}", tokenizer.vocabulary(), model.config().vocab_size);
         return Err(Error::file(&base, what));

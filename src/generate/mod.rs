@@ -2,6 +2,7 @@
 
 mod adapters;
 mod decoders;
+mod heatmaps;
 mod observations;
 mod observe;
 mod observer;
@@ -14,9 +15,10 @@ pub use decoders::{
     Assembled, DecoderKind, PROJECTOR_FILE, assemble_bert, assemble_llama, decoder_file, decoder_files, llama_base, open_decoder,
     open_llama, run_adapter,
 };
+pub use heatmaps::{heatmap_name, write_heatmaps};
 pub use observations::{Observed, folder as observations_folder, read_tokens};
-pub use observe::{ObserveReport, observe, observe_volume};
+pub use observe::{ObserveReport, observe, observe_volume, observe_whole};
 pub use observer::{MODEL, Observer};
-pub use reporter::{DRAFT, PatchEvidence, Report, Reporter, SCHEMA, StructureEvidence, Timings, patch_evidence, report_scans};
-pub use split::{Visual, write_split};
+pub use reporter::{DRAFT, Examined, PatchEvidence, Report, Reporter, SCHEMA, StructureEvidence, Timings, patch_evidence, report_scans};
+pub use split::{Visual, Written, write_split};
 pub use text_features::{Features, centre, encode_reports, stack_features, structure_means};

@@ -28,16 +28,22 @@ pub struct ObserveReport {
 
 /// One prepared volume (1, D, H, W), observed.
 pub fn observe_volume(observer: &Observer, volume: &Tensor, geometry: Geometry) -> Result<Observed> {
+    Ok(observe_whole(observer, volume, geometry)?.0)
+}
+
+/// The same, and how each structure's attention spreads over all patches: (S, N).
+pub fn observe_whole(observer: &Observer, volume: &Tensor, geometry: Geometry) -> Result<(Observed, Vec<Vec<f32>>)> {
     let observation = observer.observe(&volume.unsqueeze(0)?, None)?;
     let contrast = observer.contrast(&observation.tokens)?.detach().squeeze(0)?;
     let mut selection = observer.select(&observation)?;
-    Ok(Observed {
+    let observed = Observed {
         tokens: selection.tokens.detach().squeeze(0)?,
         indices: selection.indices.remove(0),
         mass: selection.mass.remove(0),
         contrast,
         geometry,
-    })
+    };
+    Ok((observed, observation.attention.squeeze(0)?.to_vec2()?))
 }
 
 /// Observes the studies of `cache` with the run's stage one. A study that fails is listed and passed over.

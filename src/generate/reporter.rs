@@ -10,13 +10,13 @@ use crate::config::Config;
 use crate::decoder::{GenerationConfig, ReportDecoder};
 use crate::text::FINDINGS;
 use crate::text::{Structures, label_report};
-use crate::volume::{self, Geometry, HuVerdict, SpacingSource, apply_policy, looks_like_chest, orient};
+use crate::volume::{self, Geometry, Grid, HuVerdict, Prepared, SpacingSource, apply_policy, looks_like_chest, orient};
 use crate::weights;
 use crate::{Error, Result};
 
 use super::decoders::{DecoderKind, decoder_files, open_decoder};
 use super::observations::Observed;
-use super::observe::observe_volume;
+use super::observe::observe_whole;
 use super::observer::{MODEL, Observer};
 
 /// What stands in every report.
@@ -93,6 +93,25 @@ pub struct PatchEvidence {
     pub attention_mass: f32,
 }
 
+/// A report with what it was written from: enough to show, in the scan's own place, what each structure looked at.
+#[derive(Debug)]
+pub struct Examined {
+    /// The report.
+    pub report: Report,
+    /// What the model saw.
+    pub prepared: Prepared,
+    /// How each structure's attention spreads over all patches: (S, N), each row's sum 1.
+    pub attention: Vec<Vec<f32>>,
+    /// Patches (d, h, w).
+    pub patches: [usize; 3],
+    /// Prepared voxels a patch (d, h, w).
+    pub patch_size: [usize; 3],
+    /// The range of Hounsfield units that became [-1, 1].
+    pub range_hu: [f64; 2],
+    /// The scan's own grid.
+    pub grid: Grid,
+}
+
 /// A run, ready to write reports.
 #[derive(Debug)]
 pub struct Reporter {
@@ -139,6 +158,16 @@ impl Reporter {
 
     /// Reads a scan and writes its report; `on_text` hears the text as it comes.
     pub fn report(&self, path: &Path, on_text: &mut dyn FnMut(&str)) -> Result<Report> {
+        Ok(self.examine(path, on_text)?.report)
+    }
+
+    /// The structures that the run tells apart.
+    pub fn structures(&self) -> &Structures {
+        &self.structures
+    }
+
+    /// Reads a scan, writes its report and keeps what it was written from.
+    pub fn examine(&self, path: &Path, on_text: &mut dyn FnMut(&str)) -> Result<Examined> {
         let mut seconds = Timings::default();
         let clock = Instant::now();
         let mut scan = volume::read(path)?;
@@ -150,18 +179,19 @@ impl Reporter {
         if !chest.is_chest {
             warnings.push(format!("does not look like a chest: {:.1}% of the body has lung's density", 100.0 * chest.lung_share));
         }
+        let grid = scan.grid();
         let scan = orient(scan, self.config.volume.orientation);
         // a lone scan has no metadata row: its header is all there is
         let csv_spacing = (self.config.volume.spacing == SpacingSource::Csv).then_some([scan.spacing_mm[0], scan.spacing_mm[2]]);
         let prepared = volume::prepare(&scan, &self.config.volume, csv_spacing)?;
         seconds.prepare = clock.elapsed().as_secs_f64();
         let clock = Instant::now();
-        let observed = observe_volume(&self.observer, &prepared.tensor, prepared.geometry)?;
+        let (observed, attention) = observe_whole(&self.observer, &prepared.tensor, prepared.geometry.clone())?;
         seconds.observe = clock.elapsed().as_secs_f64();
         let clock = Instant::now();
         let text = self.write(&observed, on_text)?;
         seconds.write = clock.elapsed().as_secs_f64();
-        Ok(Report {
+        let report = Report {
             schema: SCHEMA.to_string(),
             study: volume::scan_name(path),
             path: path.to_path_buf(),
@@ -174,7 +204,10 @@ impl Reporter {
             decoder: self.kind.name().to_string(),
             models: self.models.clone(),
             seconds,
-        })
+        };
+        let vit = &self.config.vision.ct_vit;
+        let (patches, range_hu) = (vit.grid(self.config.volume.shape()[0]), self.config.volume.range_hu());
+        Ok(Examined { report, prepared, attention, patches, patch_size: vit.patch_shape(), range_hu, grid })
     }
 
     /// The report of an observed study.
@@ -220,7 +253,7 @@ pub fn patch_evidence(config: &Config, geometry: &Geometry, index: usize, mass: 
     let vit = &config.vision.ct_vit;
     let [_, gh, gw] = vit.grid(config.volume.shape()[0]);
     let grid = [index / (gh * gw), index / gw % gh, index % gw];
-    let size = [vit.temporal_patch_size, vit.patch_size[0], vit.patch_size[1]];
+    let size = vit.patch_shape();
     let first = [0, 1, 2].map(|axis| grid[axis] * size[axis]);
     let end = [0, 1, 2].map(|axis| first[axis] + size[axis]);
     PatchEvidence { grid, voxels: [first, end], box_mm: geometry.box_mm(first, end), attention_mass: mass }
@@ -231,13 +264,13 @@ pub fn report_scans(
     reporter: &Reporter,
     scans: &[PathBuf],
     on_text: &mut dyn FnMut(&Path, &str),
-    on_report: &mut dyn FnMut(Report) -> Result<()>,
+    on_report: &mut dyn FnMut(Examined) -> Result<()>,
     on_failure: &mut dyn FnMut(&Path, &Error),
 ) -> Result<()> {
     let mut failed = Vec::new();
     for scan in scans {
-        match reporter.report(scan, &mut |text| on_text(scan, text)) {
-            Ok(report) => on_report(report)?,
+        match reporter.examine(scan, &mut |text| on_text(scan, text)) {
+            Ok(examined) => on_report(examined)?,
             Err(error) => {
                 on_failure(scan, &error);
                 failed.push(scan.display().to_string());

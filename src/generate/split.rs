@@ -22,6 +22,31 @@ pub enum Visual {
     Own,
     /// Another patient's: what scores do not fall by was not read off the scan.
     Shuffled,
+    /// None: all zero.
+    Zero,
+    /// The mean over the studies.
+    Mean,
+}
+
+impl Visual {
+    /// What files and runs are called by it: nothing, `-shuffled`, `-zero`, `-mean`.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Visual::Own => "",
+            Visual::Shuffled => "-shuffled",
+            Visual::Zero => "-zero",
+            Visual::Mean => "-mean",
+        }
+    }
+}
+
+/// A report as it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// Its text.
+    pub text: String,
+    /// Tokens written, the end included.
+    pub tokens: usize,
 }
 
 /// A report for each study, `generation.batch` at a time. `done` hears how many are written.
@@ -32,21 +57,40 @@ pub fn write_split(
     studies: &[&CachedStudy],
     visual: Visual,
     done: &mut dyn FnMut(usize),
-) -> Result<Vec<String>> {
+) -> Result<Vec<Written>> {
     let sources = match visual {
-        Visual::Own => (0..studies.len()).collect(),
         Visual::Shuffled => other_patients(studies, generation.seed)?,
+        Visual::Own | Visual::Zero | Visual::Mean => (0..studies.len()).collect(),
     };
-    let mut texts = Vec::new();
+    let read = |index: usize| -> Result<Tensor> { Ok(read_tokens(run, &studies[index].name)?.to_dtype(DType::F32)?) };
+    let instead = match visual {
+        Visual::Own | Visual::Shuffled => None,
+        Visual::Zero => studies.first().map(|_| Ok::<_, Error>(read(0)?.zeros_like()?)).transpose()?,
+        Visual::Mean => mean_tokens(studies.len(), read)?,
+    };
+    let mut written = Vec::new();
     for chunk in sources.chunks(generation.batch.max(1)) {
-        let tokens: Vec<Tensor> =
-            chunk.iter().map(|&index| Ok(read_tokens(run, &studies[index].name)?.to_dtype(DType::F32)?)).collect::<Result<_>>()?;
+        let own = |&index: &usize| instead.clone().map_or_else(|| read(index), Ok);
+        let tokens: Vec<Tensor> = chunk.iter().map(own).collect::<Result<_>>()?;
         for ids in decoder.write(&Tensor::stack(&tokens, 0)?, generation, &mut |_, _| {})? {
-            texts.push(decoder.tokenizer().decode(&ids)?.trim().to_string());
+            written.push(Written { text: decoder.tokenizer().decode(&ids)?.trim().to_string(), tokens: ids.len() });
         }
-        done(texts.len());
+        done(written.len());
     }
-    Ok(texts)
+    Ok(written)
+}
+
+/// The mean of studies' visual tokens (V, h), place by place; `None` of none.
+fn mean_tokens(studies: usize, read: impl Fn(usize) -> Result<Tensor>) -> Result<Option<Tensor>> {
+    let mut sum: Option<Tensor> = None;
+    for index in 0..studies {
+        let own = read(index)?;
+        sum = Some(match sum {
+            Some(sum) => (sum + own)?,
+            None => own,
+        });
+    }
+    Ok(sum.map(|sum| sum.affine(1.0 / studies as f64, 0.0)).transpose()?)
 }
 
 /// For each study another one, of another patient.
@@ -65,8 +109,18 @@ fn other_patients(studies: &[&CachedStudy], seed: u64) -> Result<Vec<usize>> {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
     use crate::data::Split;
+
+    #[test]
+    fn mean_tokens_are_the_mean_place_by_place() {
+        let own = |index: usize| Ok(Tensor::new(&[[1f32, 2.0], [index as f32, 0.0]], &Device::Cpu)?);
+        let mean = mean_tokens(3, own).unwrap().unwrap();
+        assert_eq!(mean.to_vec2::<f32>().unwrap(), [[1.0, 2.0], [1.0, 0.0]]);
+        assert!(mean_tokens(0, own).unwrap().is_none());
+    }
 
     #[test]
     fn shuffled_tokens_are_another_patients() {

@@ -112,8 +112,8 @@ impl TextEncoder {
     }
 }
 
-/// CXR-BERT's checkpoint holds `bert.*` beside heads that are not used (peers.md d).
-fn read_bert(folder: &Path) -> Result<BertEncoder> {
+/// The encoder in a folder of Hugging Face's layout. CXR-BERT's checkpoint holds `bert.*` beside heads that are not used (peers.md d).
+pub(crate) fn read_bert(folder: &Path) -> Result<BertEncoder> {
     let config = BertConfig::read(&folder.join("config.json"))?;
     let archive = ["pytorch_model.bin", "model.pt"].map(|name| folder.join(name)).into_iter().find(|path| path.is_file());
     let has_safetensors = folder.join("model.safetensors").is_file();

@@ -101,38 +101,70 @@ impl Labeller {
         }
     }
 
-    /// Sets the findings that a report, on one line, affirms.
-    fn read(&self, report: &[u8], labels: &mut [bool; 18]) {
+    /// Shows `visit` each clause of a report, on one line, that may speak of a finding: as far as a denial reaches, without history.
+    fn clauses(&self, report: &[u8], visit: &mut dyn FnMut(&[u8])) {
+        let mut visit = |clause: &[u8]| visit(&self.history.replace_all(clause, b" "));
         for part in self.clause.split(report).filter(|part| self.includes.is_match(part)) {
             let mut start = 0;
             for joint in self.joint.find_iter(part) {
                 if self.verb.is_match(&part[start..joint.start()]) && self.verb.is_match(&part[joint.end()..]) {
-                    self.read_clause(&part[start..joint.start()], labels);
+                    visit(&part[start..joint.start()]);
                     start = joint.end();
                 }
             }
-            self.read_clause(&part[start..], labels);
+            visit(&part[start..]);
         }
     }
 
-    /// A clause: as far as a denial reaches.
-    fn read_clause(&self, clause: &[u8], labels: &mut [bool; 18]) {
-        let clause = self.history.replace_all(clause, b" ");
-        if self.negation.is_match(&self.pseudo.replace_all(&clause, b" ")) {
-            return;
-        }
-        for finding in self.includes.matches(&clause).into_iter().filter(|finding| !labels[*finding]).collect::<Vec<_>>() {
-            let (include, strip) = &self.findings[finding];
-            labels[finding] = strip.as_ref().is_none_or(|strip| include.is_match(&strip.replace_all(&clause, b" ")));
-        }
+    fn denies(&self, clause: &[u8]) -> bool {
+        self.negation.is_match(&self.pseudo.replace_all(clause, b" "))
     }
+
+    /// Findings whose words a clause holds, of those that `wanted` lets through.
+    fn named(&self, clause: &[u8], wanted: impl Fn(usize) -> bool) -> Vec<usize> {
+        let holds = |finding: &usize| {
+            let (include, strip) = &self.findings[*finding];
+            strip.as_ref().is_none_or(|strip| include.is_match(&strip.replace_all(clause, b" ")))
+        };
+        self.includes.matches(clause).into_iter().filter(|finding| wanted(*finding)).filter(holds).collect()
+    }
+}
+
+/// A clause of a report that speaks of findings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Clause {
+    /// Its text.
+    pub(super) text: String,
+    /// Whether it denies them.
+    pub(super) denied: bool,
+    /// Which findings.
+    pub(super) findings: Vec<usize>,
+}
+
+/// The clauses of a report that speak of findings, in their order.
+pub(super) fn clauses(report: &str) -> Vec<Clause> {
+    let mut clauses = Vec::new();
+    OURS.clauses(flat(report).as_bytes(), &mut |clause| {
+        let findings = OURS.named(clause, |_| true);
+        if !findings.is_empty() {
+            clauses.push(Clause { text: String::from_utf8_lossy(clause).into_owned(), denied: OURS.denies(clause), findings });
+        }
+    });
+    clauses
+}
+
+fn flat(report: &str) -> String {
+    report.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Which findings a report affirms, by the rules of prompts/findings.yaml; no trained classifier.
 pub fn label_report(report: &str) -> [bool; 18] {
-    let flat = report.split_whitespace().collect::<Vec<_>>().join(" ");
     let mut labels = [false; 18];
-    OURS.read(flat.as_bytes(), &mut labels);
+    OURS.clauses(flat(report).as_bytes(), &mut |clause| {
+        if !OURS.denies(clause) {
+            OURS.named(clause, |finding| !labels[finding]).into_iter().for_each(|finding| labels[finding] = true);
+        }
+    });
     labels
 }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use candle_core::Device;
+use rayon::prelude::*;
 
 use crate::weights::{self, Params};
 use crate::{Error, Result};
@@ -13,9 +14,10 @@ use super::findings::{FINDINGS, LABELLER, label_report};
 use super::tokenizer::Tokenizer;
 
 /// A labeller of reports.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub enum Labeller {
     /// prompts/findings.yaml.
+    #[default]
     Rules,
     /// The classifier that made CT-RATE's label files.
     RadBert(Box<RadBertLabeller>),
@@ -63,7 +65,7 @@ impl Labeller {
     /// The findings that each report affirms.
     pub fn label(&self, reports: &[&str]) -> Result<Vec<[bool; 18]>> {
         match self {
-            Labeller::Rules => Ok(reports.iter().map(|report| label_report(report)).collect()),
+            Labeller::Rules => Ok(reports.par_iter().map(|report| label_report(report)).collect()),
             Labeller::RadBert(labeller) => labeller.label(reports),
         }
     }

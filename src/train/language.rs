@@ -66,17 +66,7 @@ pub fn train_language(config: &Config, cache: &Cache, run: &Path, resume: bool) 
 /// `config.json` as transformers reads it.
 fn write_config(folder: &RunFolder, sizes: &LlamaConfig, tokenizer: &Tokenizer) -> Result<()> {
     let fault = |e: serde_json::Error| Error::file(folder.path("config.json"), e.to_string());
-    let mut keys = serde_json::to_value(sizes).map_err(fault)?;
-    let more = [
-        ("model_type", json!("llama")),
-        ("architectures", json!(["LlamaForCausalLM"])),
-        ("hidden_act", json!("silu")),
-        ("bos_token_id", json!(tokenizer.begin)),
-        ("eos_token_id", json!(tokenizer.end)),
-    ];
-    for (key, value) in more {
-        keys[key] = value;
-    }
+    let keys = sizes.json(tokenizer.begin, tokenizer.end);
     folder.write_text("config.json", &serde_json::to_string_pretty(&keys).map_err(fault)?)
 }
 

@@ -10,7 +10,9 @@ use crate::config::{Config, TrainingConfig};
 use crate::data::{Cache, CachedStudy, Split};
 use crate::decoder::{GenerationConfig, Network, ReportDecoder, Strategy, TargetReport, token_statistics, weigh_rare_tokens};
 use crate::evaluate::{Pair, rare_findings};
-use crate::generate::{Assembled, DecoderKind, Visual, assemble_bert, assemble_llama, decoder_file, read_tokens, run_adapter, write_split};
+use crate::generate::{
+    Assembled, DecoderKind, Visual, Written, assemble_bert, assemble_llama, decoder_file, read_tokens, run_adapter, write_split,
+};
 use crate::text::label_report;
 use crate::weights::{self, Params};
 use crate::{Error, Result};
@@ -178,14 +180,14 @@ impl<'a> ReportStage<'a> {
     fn write(&self, count: usize) -> Result<Vec<Pair>> {
         let studies: Vec<&CachedStudy> = self.watched.iter().take(count).map(|(study, _)| *study).collect();
         let generation = GenerationConfig { strategy: Strategy::Greedy, ..self.kind.generation(self.config).clone() };
-        let texts = write_split(&self.decoder, &generation, self.run, &studies, Visual::Own, &mut |_| {})?;
-        let pair = |(study, generated): (&CachedStudy, String)| Pair {
+        let written = write_split(&self.decoder, &generation, self.run, &studies, Visual::Own, &mut |_| {})?;
+        let pair = |(study, written): (&CachedStudy, Written)| Pair {
             study: study.name.clone(),
-            generated,
+            generated: written.text,
             reference: study.report.clone(),
             labels: study.labels,
         };
-        Ok(studies.into_iter().zip(texts).map(pair).collect())
+        Ok(studies.into_iter().zip(written).map(pair).collect())
     }
 
     /// Writes the finished decoder: LLaMA's adapter in PEFT's format with the projector beside it, or BERT whole.

@@ -287,7 +287,8 @@ impl Stage for StructureStage<'_> {
             LossConfig::Ours(_) => RetrievalRule::MeanOfPresent,
             LossConfig::Reference(_) => RetrievalRule::SumOfAll,
         };
-        let scores = retrieval(&report_to_volume_scores(&visual, &text, &present, rule)?);
+        let reports: Vec<&str> = this.watched.iter().map(|study| study.report.as_str()).collect();
+        let scores = retrieval(&report_to_volume_scores(&visual, &text, &present, rule)?, &reports);
         for (k, recall) in &scores.recall_at {
             measures.insert(format!("retrieval_recall_at_{k}"), json!(recall));
         }

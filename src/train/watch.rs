@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::config::REPORT_MEASURES;
 use crate::data::{Cache, Split};
-use crate::evaluate::{Pair, evaluate, rare_recall};
+use crate::evaluate::{Instruments, Pair, evaluate, rare_recall};
 use crate::{Error, Result};
 
 use super::curves::draw_curves;
@@ -91,7 +91,7 @@ fn scalars(part: &str, measures: &Map<String, Value>) -> Vec<(String, f64)> {
 
 /// The collapse panel, the labels' scores and the recall of `rare` findings, of written reports.
 pub fn report_measures(stage: &str, pairs: &[Pair], rare: &[usize]) -> Result<Map<String, Value>> {
-    let evaluation = evaluate(stage, pairs)?;
+    let evaluation = evaluate(stage, pairs, &Instruments::default())?;
     let mut measures: Map<String, Value> =
         REPORT_MEASURES.iter().filter_map(|name| Some(((*name).to_string(), json!(evaluation.metrics.get(*name)?)))).collect();
     measures.insert("labels.recall.rare".to_string(), json!(rare_recall(&evaluation.findings, rare)));

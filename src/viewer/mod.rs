@@ -1,149 +1,126 @@
-//! Self-contained HTML pages: scans with the patches that each structure observed, reports side by side, tables of scores.
+//! Self-contained HTML pages: scans with the patches that each structure observed, reports side by side, scores and curves of a run; PNG panels.
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use candle_core::{D, Tensor};
+mod panels;
+mod scores;
+mod shades;
+mod shown;
+mod study;
+
 use minijinja::{Environment, context};
 use serde::Serialize;
 
+use crate::text::FINDINGS;
 use crate::{Error, Result};
 
-const TEMPLATE: &str = include_str!("page.html");
+pub use panels::{Panel, write_panels};
+pub use scores::{Bar, BarGroup, Curve, Scores, Table};
+pub use shown::Shown;
+pub use study::{AttentionView, FindingState, PatchView, ReportView, SentenceView, Source, StructureView, StudyView, VolumeView};
 
-/// A page: tables first, then one section a study.
-#[derive(Debug, Clone, Default, Serialize)]
+const TEMPLATE: &str = include_str!("page.html");
+const STYLE: &str = include_str!("page.css");
+/// One script in the order in which its parts build on each other.
+const SCRIPT: [&str; 6] = [
+    include_str!("js/volume.js"),
+    include_str!("js/state.js"),
+    include_str!("js/views.js"),
+    include_str!("js/reports.js"),
+    include_str!("js/gallery.js"),
+    include_str!("js/main.js"),
+];
+
+/// Voxels that a page of one study keeps: 240 x 240 x 120, about 3 MB once packed.
+pub const ONE_STUDY: usize = 240 * 240 * 120;
+
+/// Voxels that each of `studies` keeps: a page of many stays below about 40 MB.
+pub fn voxel_budget(studies: usize) -> usize {
+    (ONE_STUDY * 12 / studies.max(12)).max(1 << 18)
+}
+
+/// A page: a run's scores, if there are any, and studies to look at.
+#[derive(Debug, Clone, Default)]
 pub struct Page {
     /// The page's title.
     pub title: String,
     /// What the reader must know first ("phantoms", "draft, not for diagnosis").
     pub notice: String,
-    /// Tables of scores.
-    pub tables: Vec<Table>,
+    /// Scores and curves.
+    pub scores: Option<Scores>,
     /// Studies to look at.
     pub studies: Vec<StudyView>,
+    /// What each study scores, in their order, for the gallery; empty: no gallery.
+    pub gallery: Vec<GalleryRow>,
+    /// Which studies these are ("the 100 with the most label errors of 150").
+    pub chosen: String,
 }
 
-/// A table.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct Table {
-    /// What it shows.
-    pub caption: String,
-    /// Column heads.
-    pub header: Vec<String>,
-    /// Cells, row by row.
-    pub rows: Vec<Vec<String>>,
-}
-
-/// One study: its prepared volume, its reports, and what each structure looked at.
+/// What a study scores with each decoder.
 #[derive(Debug, Clone, Serialize)]
-pub struct StudyView {
-    /// The study's name.
-    pub name: String,
-    /// Prepared voxels (D, H, W).
-    pub shape: [usize; 3],
-    /// All axial slices in one 8-bit PNG, as a data URI.
-    pub montage: String,
-    /// Slices in a row of the montage.
-    pub columns: usize,
-    /// Reference and generated reports.
-    pub reports: Vec<ReportView>,
-    /// The structures with their selected patches.
-    pub structures: Vec<StructureView>,
+pub struct GalleryRow {
+    /// Decoder, and its scores by name.
+    pub decoders: Vec<(String, Vec<(String, f64)>)>,
 }
 
-/// A report and how its findings compare with the reference's.
-#[derive(Debug, Clone, Serialize)]
-pub struct ReportView {
-    /// `reference` or the decoder's name.
-    pub source: String,
-    /// The text.
-    pub text: String,
-    /// Finding, and `present`, `matched`, `missed` or `extra`.
-    pub findings: Vec<(String, String)>,
-}
-
-/// A structure's selected patches.
-#[derive(Debug, Clone, Serialize)]
-pub struct StructureView {
-    /// The structure's name.
-    pub name: String,
-    /// Boxes in prepared voxels: first (d, h, w), then one past the last (d, h, w).
-    pub boxes: Vec<[usize; 6]>,
-    /// Share of the structure's attention on each box.
-    pub mass: Vec<f32>,
+/// What the page's script reads.
+#[derive(Serialize)]
+struct Data<'a> {
+    studies: &'a [StudyView],
+    gallery: &'a [GalleryRow],
+    findings: [&'static str; 18],
 }
 
 impl Page {
-    /// The page as HTML with everything inside.
+    /// The page as HTML with everything inside; it asks the network for nothing.
     pub fn render(&self) -> Result<String> {
-        let mut environment = Environment::new();
         let fault = |e: minijinja::Error| Error::Invalid(format!("the page's template: {e:#}"));
+        let mut environment = Environment::new();
+        environment.set_trim_blocks(true);
+        environment.set_lstrip_blocks(true);
         environment.add_template("page.html", TEMPLATE).map_err(fault)?;
+        environment.add_filter("fixed", |value: f64, digits: usize| format!("{value:.digits$}"));
+        environment.add_filter("signed", |value: f64, digits: usize| format!("{value:+.digits$}"));
+        let data = Data { studies: &self.studies, gallery: &self.gallery, findings: FINDINGS };
         // "<" is written as an escape, so that no text can end the script element that holds the data
-        let data = serde_json::to_string(&self.studies).map_err(|e| Error::Invalid(e.to_string()))?.replace('<', "\\u003c");
+        let data = serde_json::to_string(&data).map_err(|e| Error::Invalid(e.to_string()))?.replace('<', "\\u003c");
+        let volumes: Vec<&str> = self.studies.iter().map(|study| study.voxels.as_str()).collect();
+        let names: Vec<&str> = self.studies.iter().map(|study| study.name.as_str()).collect();
         let page = environment.get_template("page.html").map_err(fault)?;
-        page.render(context! { title => self.title, notice => self.notice, tables => self.tables, studies => self.studies, data })
-            .map_err(fault)
+        page.render(context! {
+            title => self.title, notice => self.notice, scores => self.scores, chosen => self.chosen, gallery => !self.gallery.is_empty(),
+            style => STYLE, script => SCRIPT.concat(), version => env!("CARGO_PKG_VERSION"), data, volumes, names,
+        })
+        .map_err(fault)
     }
-}
-
-/// All axial slices of a prepared volume (1, D, H, W) in [-1, 1] as one 8-bit PNG: a data URI and the slices in a row.
-///
-/// A slice is drawn with x (the prepared H axis) to the right and y (the prepared W axis) downwards, as radiologists see it.
-pub fn montage(volume: &Tensor) -> Result<(String, usize)> {
-    let (_, d, h, w) = volume.dims4()?;
-    let columns = (d as f64).sqrt().ceil() as usize;
-    let rows = d.div_ceil(columns);
-    let slices: Vec<f32> = volume.squeeze(0)?.transpose(D::Minus1, D::Minus2)?.contiguous()?.flatten_all()?.to_vec1()?;
-    let mut pixels = vec![0u8; columns * h * rows * w];
-    for (index, slice) in slices.chunks_exact(h * w).enumerate() {
-        let (top, left) = (index / columns * w, index % columns * h);
-        for (y, line) in slice.chunks_exact(h).enumerate() {
-            let start = (top + y) * columns * h + left;
-            let shades = line.iter().map(|value| ((value.clamp(-1.0, 1.0) + 1.0) * 127.5).round() as u8);
-            pixels[start..start + h].iter_mut().zip(shades).for_each(|(pixel, shade)| *pixel = shade);
-        }
-    }
-    let png = encode_png(&pixels, columns * h, rows * w).map_err(|e| Error::Invalid(format!("a PNG could not be written: {e}")))?;
-    Ok((format!("data:image/png;base64,{}", STANDARD.encode(png)), columns))
-}
-
-fn encode_png(pixels: &[u8], width: usize, height: usize) -> std::result::Result<Vec<u8>, png::EncodingError> {
-    let mut bytes = Vec::new();
-    let mut encoder = png::Encoder::new(&mut bytes, width as u32, height as u32);
-    encoder.set_color(png::ColorType::Grayscale);
-    encoder.set_depth(png::BitDepth::Eight);
-    let mut writer = encoder.write_header()?;
-    writer.write_image_data(pixels)?;
-    writer.finish()?;
-    Ok(bytes)
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
+    use candle_core::{Device, Tensor};
 
     use super::*;
-
-    #[test]
-    fn a_montage_shows_x_to_the_right_and_y_downwards() {
-        // one slice, H = 2 (x), W = 3 (y): value at x, y is -1 + (x + 2 y) / 5 * 2
-        let values: Vec<f32> = (0..2).flat_map(|x| (0..3).map(move |y| -1.0 + (x + 2 * y) as f32 / 2.5)).collect();
-        let volume = Tensor::from_vec(values, (1, 1, 2, 3), &Device::Cpu).unwrap();
-        let (uri, columns) = montage(&volume).unwrap();
-        let bytes = STANDARD.decode(uri.strip_prefix("data:image/png;base64,").unwrap()).unwrap();
-        let mut reader = png::Decoder::new(std::io::Cursor::new(bytes)).read_info().unwrap();
-        let mut pixels = vec![0; 6];
-        reader.next_frame(&mut pixels).unwrap();
-        assert_eq!((columns, pixels), (1, vec![0, 51, 102, 153, 204, 255]));
-    }
+    use crate::text::Structures;
+    use crate::volume::{Geometry, Layout, Volume};
 
     #[test]
     fn a_report_cannot_break_out_of_the_page() {
-        let report = ReportView { source: "reference".into(), text: "</script><b>x".into(), findings: vec![] };
-        let study =
-            StudyView { name: "a".into(), shape: [1, 1, 1], montage: String::new(), columns: 1, reports: vec![report], structures: vec![] };
-        let html = Page { title: "<t>".into(), studies: vec![study], ..Page::default() }.render().unwrap();
-        assert!(!html.contains("</script><b>") && html.contains("&lt;t&gt;"), "{html}");
+        let affine = Volume::lps_affine([1.0; 3], [0.0; 3]);
+        let geometry = Geometry { first: [0; 3], ratio: [1.0; 3], resampled: [2; 3], affine, layout: Layout::Zxy };
+        let prepared = Tensor::zeros((1, 2, 2, 2), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let source = Source { name: "</script>a", prepared: &prepared, geometry: &geometry, range_hu: [-1000.0, 1000.0], evidence: &[] };
+        let report = ReportView::new(&Structures::load("ours").unwrap(), "x", "</script><b>x. <i>y", None);
+        let study = StudyView::new(&source, 8, vec![report]).unwrap();
+        let page = Page { title: "<t>".into(), notice: "<n>".into(), studies: vec![study], ..Page::default() };
+        let html = page.render().unwrap();
+        assert!(!html.contains("<b>x") && !html.contains("</script>a") && html.contains("&lt;t&gt;"));
+    }
+
+    #[test]
+    fn a_page_names_no_address_that_a_browser_would_ask() {
+        let html = Page { title: "t".into(), ..Page::default() }.render().unwrap();
+        for asked in ["http://", "https://", "//cdn", "@import", "src="] {
+            let at = html.match_indices(asked).map(|(at, _)| &html[at.saturating_sub(60)..(at + 60).min(html.len())]).collect::<Vec<_>>();
+            // the namespace of drawings is a name, not an address that is asked
+            assert!(at.iter().all(|text| text.contains("http://www.w3.org/2000/svg")), "{asked}: {at:?}");
+        }
     }
 }

@@ -79,6 +79,11 @@ impl CtVitConfig {
         [frames / self.temporal_patch_size, self.image_size[0] / self.patch_size[0], self.image_size[1] / self.patch_size[1]]
     }
 
+    /// Voxels of a patch along (d, h, w).
+    pub fn patch_shape(&self) -> [usize; 3] {
+        [self.temporal_patch_size, self.patch_size[0], self.patch_size[1]]
+    }
+
     /// Voxels of a patch.
     pub fn patch_voxels(&self) -> usize {
         self.temporal_patch_size * self.patch_size[0] * self.patch_size[1]

@@ -8,6 +8,7 @@ mod inspect;
 mod nifti;
 mod nifti_write;
 mod orient;
+mod place;
 mod prepare;
 mod sources;
 
@@ -19,8 +20,9 @@ pub use chest::{ChestCheck, looks_like_chest};
 pub use grey::{FirstSlice, GreyImages, read_grey};
 pub use hounsfield::{CsvRescale, HuPolicy, HuVerdict, apply_policy};
 pub use inspect::{Inspection, inspect};
-pub use nifti_write::write_nifti;
+pub use nifti_write::{ScaledVoxels, write_nifti, write_scaled_nifti};
 pub use orient::{Orientation, orient, orientation_code};
+pub use place::{Grid, Spread, compose, inverse};
 pub use prepare::{Clip, Geometry, Layout, PreparationConfig, Prepared, SpacingSource, prepare};
 pub use sources::{find_scans, scan_name};
 

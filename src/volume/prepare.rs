@@ -82,6 +82,11 @@ impl PreparationConfig {
         }
     }
 
+    /// The Hounsfield units that -1 and 1 stand for.
+    pub fn range_hu(&self) -> [f64; 2] {
+        self.window_hu.unwrap_or([-1000.0, 1000.0])
+    }
+
     /// Faults of these numbers, named by `key`.
     pub fn faults(&self, key: &str) -> Vec<String> {
         let mut faults = Vec::new();

@@ -178,6 +178,18 @@ pub fn write_aside(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// Copies those of `names` that `from` holds; their places.
+pub fn copy_files(from: &Path, to: &Path, names: &[&str]) -> Result<Vec<PathBuf>> {
+    fs::create_dir_all(to).map_err(|e| Error::io(to, e))?;
+    let mut copied = Vec::new();
+    for name in names.iter().filter(|name| from.join(name).is_file()) {
+        let bytes = fs::read(from.join(name)).map_err(|e| Error::io(from.join(name), e))?;
+        write_aside(&to.join(name), &bytes)?;
+        copied.push(to.join(name));
+    }
+    Ok(copied)
+}
+
 /// The metadata of a safetensors file.
 pub fn metadata(path: &Path) -> Result<HashMap<String, String>> {
     let header = header(path)?;

@@ -5,11 +5,13 @@ use std::fmt::Display;
 use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Tensor, Var};
+use ctscribe_ops::Matrix;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal, Uniform};
 use sha2::{Digest, Sha256};
 
+use super::Mapped;
 use crate::{Error, Result};
 
 /// How a tensor starts when no checkpoint gives it.
@@ -47,6 +49,44 @@ pub struct LoadReport {
     pub misshapen: Vec<(String, Vec<usize>, Vec<usize>)>,
 }
 
+/// Where the tensors come from.
+#[derive(Debug, Clone)]
+enum Checkpoint {
+    Read(Arc<HashMap<String, Tensor>>),
+    Mapped(Arc<Mapped>),
+}
+
+impl Checkpoint {
+    fn shape(&self, name: &str) -> Option<&[usize]> {
+        match self {
+            Checkpoint::Read(tensors) => tensors.get(name).map(Tensor::dims),
+            Checkpoint::Mapped(mapped) => mapped.shape(name),
+        }
+    }
+
+    fn names(&self) -> Vec<&String> {
+        match self {
+            Checkpoint::Read(tensors) => tensors.keys().collect(),
+            Checkpoint::Mapped(mapped) => mapped.names().collect(),
+        }
+    }
+
+    /// A copy, so that a trained tensor never writes into the checkpoint.
+    fn tensor(&self, name: &str) -> Result<Tensor> {
+        match self {
+            Checkpoint::Read(tensors) => Ok(tensors[name].copy()?),
+            Checkpoint::Mapped(mapped) => mapped.tensor(name),
+        }
+    }
+
+    fn matrix(&self, name: &str) -> Result<Matrix> {
+        match self {
+            Checkpoint::Read(tensors) => Ok(Matrix::from_tensor(&tensors[name])?),
+            Checkpoint::Mapped(mapped) => mapped.matrix(name),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     trainable: Vec<(String, Var)>,
@@ -62,7 +102,7 @@ struct State {
 #[derive(Debug, Clone)]
 pub struct Params {
     source: Arc<str>,
-    tensors: Option<Arc<HashMap<String, Tensor>>>,
+    checkpoint: Option<Checkpoint>,
     state: Arc<Mutex<State>>,
     prefix: String,
     seed: u64,
@@ -76,7 +116,7 @@ impl Params {
     pub fn fresh(seed: u64, device: &Device) -> Self {
         Params {
             source: "fresh model".into(),
-            tensors: None,
+            checkpoint: None,
             state: Arc::default(),
             prefix: String::new(),
             seed,
@@ -88,7 +128,14 @@ impl Params {
 
     /// A trainable model whose tensors are `tensors` (f32); `source` names them in errors.
     pub fn loaded(source: impl Into<String>, tensors: HashMap<String, Tensor>, device: &Device) -> Self {
-        Params { source: source.into().into(), tensors: Some(Arc::new(tensors)), ..Params::fresh(0, device) }
+        let checkpoint = Some(Checkpoint::Read(Arc::new(tensors)));
+        Params { source: source.into().into(), checkpoint, ..Params::fresh(0, device) }
+    }
+
+    /// A frozen model whose tensors stay in their files; matrices are multiplied as they lie there.
+    pub fn mapped(mapped: Mapped, device: &Device) -> Self {
+        let (source, checkpoint) = (mapped.source().into(), Some(Checkpoint::Mapped(Arc::new(mapped))));
+        Params { source, checkpoint, ..Params::fresh(0, device) }.frozen()
     }
 
     /// The same, but nothing is trainable: no gradient is kept for these tensors.
@@ -126,7 +173,7 @@ impl Params {
 
     /// Whether the checkpoint has tensor `name` (false for a fresh model).
     pub fn contains(&self, name: &str) -> bool {
-        self.tensors.as_ref().is_some_and(|tensors| tensors.contains_key(&self.full_name(name)))
+        self.checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.shape(&self.full_name(name)).is_some())
     }
 
     /// Tensor `name` of shape `shape`. A missing or misshapen tensor is noted (see [`Params::finish`]) and drawn from `init`.
@@ -157,21 +204,35 @@ impl Params {
         self.lock().asked.insert(self.full_name(name));
     }
 
+    /// Matrix `name` of size (out, in), frozen whatever the rest is: where the checkpoint has it, as it lies there. `init` as for [`Params::get`].
+    pub fn matrix(&self, name: &str, (outputs, inputs): (usize, usize), init: Init) -> Result<Matrix> {
+        let (full, shape) = (self.full_name(name), [outputs, inputs]);
+        match self.find(&full, &shape) {
+            Some(checkpoint) if self.device.is_cpu() => checkpoint.matrix(&full),
+            Some(checkpoint) => Ok(Matrix::from_tensor(&checkpoint.tensor(&full)?.to_device(&self.device)?)?),
+            None => Ok(Matrix::from_tensor(&draw(init, &shape, self.seed, &full)?.to_device(&self.device)?.to_dtype(self.dtype)?)?),
+        }
+    }
+
     fn take(&self, full: &str, shape: &[usize]) -> Result<Option<Tensor>> {
+        let tensor = self.find(full, shape).map(|checkpoint| checkpoint.tensor(full)).transpose()?;
+        Ok(tensor.map(|tensor| tensor.to_device(&self.device)?.to_dtype(self.dtype)).transpose()?)
+    }
+
+    /// The checkpoint, if it has a tensor of this name and shape; what it has is noted.
+    fn find(&self, full: &str, shape: &[usize]) -> Option<&Checkpoint> {
         let mut state = self.lock();
         state.asked.insert(full.to_string());
-        let Some(tensors) = &self.tensors else { return Ok(None) };
-        let Some(tensor) = tensors.get(full) else {
-            state.report.missing.push(full.to_string());
-            return Ok(None);
-        };
-        if tensor.dims() != shape {
-            state.report.misshapen.push((full.to_string(), shape.to_vec(), tensor.dims().to_vec()));
-            return Ok(None);
+        let checkpoint = self.checkpoint.as_ref()?;
+        match checkpoint.shape(full) {
+            Some(found) if found == shape => {
+                state.report.loaded.push((full.to_string(), shape.to_vec()));
+                return Some(checkpoint);
+            }
+            Some(found) => state.report.misshapen.push((full.to_string(), shape.to_vec(), found.to_vec())),
+            None => state.report.missing.push(full.to_string()),
         }
-        state.report.loaded.push((full.to_string(), shape.to_vec()));
-        // copied, so that a trained tensor never writes into the checkpoint's map
-        Ok(Some(tensor.to_device(&self.device)?.to_dtype(self.dtype)?.copy()?))
+        None
     }
 
     /// The trainable tensors, in the order in which the model asked for them.
@@ -190,8 +251,8 @@ impl Params {
     pub fn report(&self) -> LoadReport {
         let state = self.lock();
         let mut report = state.report.clone();
-        if let Some(tensors) = &self.tensors {
-            report.unexpected = tensors.keys().filter(|name| !state.asked.contains(*name)).cloned().collect();
+        if let Some(checkpoint) = &self.checkpoint {
+            report.unexpected = checkpoint.names().into_iter().filter(|name| !state.asked.contains(*name)).cloned().collect();
             report.unexpected.sort();
         }
         report
@@ -223,17 +284,17 @@ impl LoadReport {
     }
 }
 
-/// A generator for the tensor `name` of the model of `seed`.
-fn generator(seed: u64, name: &str) -> ChaCha8Rng {
+/// A generator of its own for what `parts` name in the model of `seed`: a tensor, a piece of one.
+pub(super) fn generator(seed: u64, parts: &[&[u8]]) -> ChaCha8Rng {
     let mut hasher = Sha256::new();
     hasher.update(seed.to_le_bytes());
-    hasher.update(name.as_bytes());
+    parts.iter().for_each(|part| hasher.update(part));
     ChaCha8Rng::from_seed(hasher.finalize().into())
 }
 
 fn draw(init: Init, shape: &[usize], seed: u64, name: &str) -> Result<Tensor> {
     let count: usize = shape.iter().product();
-    let mut rng = generator(seed, name);
+    let mut rng = generator(seed, &[name.as_bytes()]);
     let values: Vec<f32> = match init {
         Init::Zeros => vec![0.0; count],
         Init::Ones => vec![1.0; count],

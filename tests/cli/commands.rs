@@ -89,6 +89,58 @@ fn reports_from_elsewhere_are_scored() {
 }
 
 #[test]
+fn the_drop_without_visual_tokens_is_told_with_its_interval() {
+    let (run_folder, cache) = (trained().path("run"), trained().path("cache"));
+    for visual in ["zero", "mean", "shuffled"] {
+        let arguments = ["evaluate", "--run", text(&run_folder), "--data", text(&cache), "--visual", visual];
+        let found: Value = serde_json::from_str(&succeed(&[&arguments[..], &["--json"]].concat())).unwrap();
+        assert_eq!(found["evaluation"]["run"], format!("llama-{visual}"));
+        let drop = found["drop"].as_array().unwrap();
+        let f1 = drop.iter().find(|row| row["metric"] == "labels.f1.macro_supported").unwrap();
+        assert!(f1["interval"][1].is_number() && f1["p_holm"].as_f64().unwrap() <= 1.0);
+        assert!(run_folder.join(format!("llama/reports/test-{visual}.jsonl")).is_file());
+        assert!(succeed(&arguments).contains("run minus llama"));
+    }
+}
+
+#[test]
+fn predictions_from_elsewhere_are_compared_with_a_run_and_submissions_are_written() {
+    let (run_folder, cache, folder) = (trained().path("run"), trained().path("cache"), tempfile::tempdir().unwrap());
+    let submission = folder.path().join("predictions.json");
+    let whole = ["evaluate", "--run", text(&run_folder), "--data", text(&cache), "--submission", text(&submission)];
+    let own = succeed(&whole);
+    let again = succeed(&["evaluate", "--pairs", text(&submission), "--data", text(&cache)]);
+    let line = |out: &str| out.lines().find(|line| line.contains("rouge_l.coco.ptb_like")).unwrap().to_string();
+    assert_eq!(line(&own), line(&again));
+    let llama = run_folder.join("llama");
+    let both: Value = serde_json::from_str(&succeed(&["compare", text(&llama), text(&submission), "--format", "json"])).unwrap();
+    assert_eq!((both["runs"][0].as_str(), both["runs"][1].as_str()), (Some("llama"), Some("predictions")));
+    assert!(both["differences"].as_array().unwrap().iter().all(|row| row["difference"] == 0.0 && row["p"] == 1.0));
+    assert!(both["facts"][0]["weights"].as_object().unwrap().keys().any(|file| file.contains("adapter")));
+    assert!(both["facts"][0]["writing"]["tokens_per_second"].as_f64().unwrap() > 0.0);
+    for (format, part) in [("latex", "\\toprule"), ("html", "<svg"), ("markdown", "| p (Holm) |")] {
+        assert!(succeed(&["compare", text(&llama), text(&submission), "--format", format]).contains(part), "{format}");
+    }
+}
+
+#[test]
+fn a_part_of_the_predictions_is_reported_and_refused_beside_a_whole_run() {
+    let (run_folder, cache, folder) = (trained().path("run"), trained().path("cache"), tempfile::tempdir().unwrap());
+    let (whole, part) = (folder.path().join("whole.json"), folder.path().join("part.json"));
+    succeed(&["evaluate", "--run", text(&run_folder), "--data", text(&cache), "--submission", text(&whole)]);
+    let mut rows: Value = serde_json::from_str(&std::fs::read_to_string(&whole).unwrap()).unwrap();
+    let reports = rows[0]["outputs"][0]["value"]["generated_reports"].as_array_mut().unwrap();
+    let left_out = reports.pop().unwrap()["input_image_name"].as_str().unwrap().to_string();
+    std::fs::write(&part, rows.to_string()).unwrap();
+    let (code, out, err) = run(&["evaluate", "--pairs", text(&part), "--data", text(&cache)]);
+    assert!(code == 3 && err.contains(&format!("{left_out}: has no prediction")) && out.contains("bleu_4"), "{err}");
+    let llama = run_folder.join("llama");
+    let (code, _, err) = run(&["compare", text(&llama), text(&part)]);
+    assert!(code == 1 && err.contains("different studies") && err.contains("--allow-different-splits"), "{err}");
+    assert!(succeed(&["compare", text(&llama), text(&part), "--allow-different-splits"]).contains("llama"));
+}
+
+#[test]
 fn a_run_says_what_it_was_made_with_and_refuses_other_studies() {
     let run_folder = trained().path("run");
     let manifest: Value = serde_json::from_str(&std::fs::read_to_string(run_folder.join("manifest.json")).unwrap()).unwrap();

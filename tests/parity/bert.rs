@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor, Var};
 use ctscribe::decoder::bert::{BertDecoder, BertDecoderConfig, BertPrompt};
 use ctscribe::decoder::{GenerationConfig, Strategy, generate};
-use ctscribe::evaluate::{Pair, evaluate_with};
+use ctscribe::evaluate::{Instruments, Pair, evaluate};
 use ctscribe::text::bert::{BertConfig, BertEncoder, NormPlace, RadBert};
 use ctscribe::text::{LABELLER, Labeller, Tokenizer};
 use ctscribe::weights::{self, Params};
@@ -115,14 +115,14 @@ fn scores_say_who_labelled_the_reports_and_who_the_references() {
     let folder = radbert_folder(&fixture, "model.safetensors");
     let pair = |study: &str, labels| Pair { study: study.into(), generated: "lung lu.".into(), reference: "bone.".into(), labels };
     let given = [pair("a", Some([true; 18])), pair("b", None)];
-    let labeller = Labeller::radbert(folder.path()).unwrap();
-    let by_radbert = evaluate_with("run", &given, &labeller).unwrap();
+    let instruments = Instruments { labeller: Labeller::radbert(folder.path()).unwrap(), ..Instruments::default() };
+    let (by_radbert, labeller) = (evaluate("run", &given, &instruments).unwrap(), &instruments.labeller);
     assert!(by_radbert.labeller.starts_with("RadBERT classifier "));
-    assert_eq!(by_radbert.reference_labeller, Some(format!("given for 1, {} for 1", labeller.name())));
+    assert_eq!(by_radbert.reference_labeller, format!("given for 1, {} for 1", labeller.name()));
     assert_eq!(by_radbert.per_study[0].expected, [true; 18]);
     assert_eq!(vec![by_radbert.per_study[1].found], labeller.label(&["lung lu."]).unwrap());
-    let by_rules = evaluate_with("run", &given[..1], &Labeller::Rules).unwrap();
-    assert_eq!((by_rules.labeller.as_str(), by_rules.reference_labeller.as_deref()), (LABELLER, Some("given")));
+    let by_rules = evaluate("run", &given[..1], &Instruments::default()).unwrap();
+    assert_eq!((by_rules.labeller.as_str(), by_rules.reference_labeller.as_str()), (LABELLER, "given"));
 }
 
 #[test]

@@ -2,9 +2,11 @@
 //! where they are absent each test says so and passes over.
 
 mod bert;
+mod conventions;
 mod ctvit;
 mod fixtures;
 mod llama;
+mod mapped;
 mod metrics;
 mod preparation;
 mod splitter;

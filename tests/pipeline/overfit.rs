@@ -48,9 +48,9 @@ fn two_studies_are_learned_by_heart() {
         let (first, last) = (losses[0], losses[losses.len() - 1]);
         assert!(last < 0.05 * first, "{}: loss {first} at first, {last} at last", kind.name());
         let decoder = open_decoder(&config, &run, kind, None).unwrap();
-        let texts = write_split(&decoder, kind.generation(&config), &run, &studies, Visual::Own, &mut |_| {}).unwrap();
-        for (study, text) in studies.iter().zip(texts) {
-            assert_eq!(text, study.report, "{}", kind.name());
+        let written = write_split(&decoder, kind.generation(&config), &run, &studies, Visual::Own, &mut |_| {}).unwrap();
+        for (study, written) in studies.iter().zip(written) {
+            assert_eq!(written.text, study.report, "{}", kind.name());
         }
     }
 }

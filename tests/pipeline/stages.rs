@@ -2,6 +2,7 @@
 
 use ctscribe::assess::{Question, evaluate_run, read_evaluation, retrieve};
 use ctscribe::data::Split;
+use ctscribe::evaluate::Instruments;
 use ctscribe::generate::{DecoderKind, Observed, Reporter, Visual, observe};
 use ctscribe::train::{train_language, train_report, train_structure};
 
@@ -22,7 +23,7 @@ fn every_stage_feeds_the_next_and_reports_carry_their_evidence() {
     for kind in [DecoderKind::Llama, DecoderKind::Bert] {
         train_report(&config, cache, &run, kind, false).unwrap();
         let question = Question { split: Split::Test.into(), visual: Visual::Own, limit: None };
-        let (evaluation, pairs) = evaluate_run((&config, cache, &run), kind, question, None, &mut |_| {}).unwrap();
+        let (evaluation, pairs) = evaluate_run((&config, cache, &run), kind, question, &Instruments::default(), &mut |_| {}).unwrap();
         assert_eq!((evaluation.studies, pairs.len()), (cache.split(Split::Test).len(), cache.split(Split::Test).len()));
         assert_eq!(read_evaluation(&run.join(kind.name()).join("reports/test.json")).unwrap(), evaluation);
         check_report(&run, kind, root.path());

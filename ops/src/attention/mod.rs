@@ -36,6 +36,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &Attention) -> Res
     if cpu::fused(&[q, k, v]) && bias_fits {
         return fused::attention(q, k, v, options);
     }
+    or_cuda!(crate::cuda::attention(q, k, v, options));
     Ok(attention_with_weights(q, k, v, options)?.0)
 }
 

@@ -38,7 +38,7 @@ fn linear(x: &Tensor, w: &[Tensor], frozen: bool) -> Result<Tensor> {
 fn head_loss(x: &Tensor, w: &[Tensor], frozen: bool) -> Result<Tensor> {
     let (targets, weights) = (Tensor::new(&[5u32, 0, 7], &Device::Cpu)?, Tensor::ones(3, DType::F32, &Device::Cpu)?);
     match frozen {
-        true => ops::linear_cross_entropy(x, &w[0], &targets, &weights),
+        true => ops::linear_cross_entropy(x, &ops::Matrix::from_tensor(&w[0])?, &targets, &weights),
         false => ops::cross_entropy(&ops::linear(x, &w[0], None)?, &targets, &weights),
     }
 }

@@ -1,5 +1,5 @@
 use candle_core::{Device, Tensor, Var};
-use ctscribe_ops::{self as ops, composed};
+use ctscribe_ops::{self as ops, Matrix, composed};
 
 use crate::check::{check, flat, noise};
 
@@ -27,7 +27,9 @@ fn linear_cross_entropy_equals_the_loss_of_whole_logits() {
         let head = noise(&[v, d], 2);
         let whole = |x: &Tensor| composed::cross_entropy(&composed::linear(x, &head, None)?, &targets, &weights);
         let x = [noise(&[n, d], 1)];
-        check("linear cross-entropy", &x, &|x| ops::linear_cross_entropy(&x[0], &head, &targets, &weights), &|x| whole(&x[0]));
+        check("linear cross-entropy", &x, &|x| ops::linear_cross_entropy(&x[0], &Matrix::from_tensor(&head)?, &targets, &weights), &|x| {
+            whole(&x[0])
+        });
     }
 }
 
@@ -35,7 +37,7 @@ fn linear_cross_entropy_equals_the_loss_of_whole_logits() {
 fn ignored_rows_and_the_frozen_head_get_no_gradient() {
     let (targets, weights) = labels(6, 5);
     let (x, head) = (Var::from_tensor(&noise(&[6, 3], 1)).unwrap(), Var::from_tensor(&noise(&[5, 3], 2)).unwrap());
-    let grads = ops::linear_cross_entropy(&x, &head, &targets, &weights).unwrap().backward().unwrap();
+    let grads = ops::linear_cross_entropy(&x, &Matrix::from_tensor(&head).unwrap(), &targets, &weights).unwrap().backward().unwrap();
     let dx = flat(grads.get(&x).unwrap());
     assert!(grads.get(&head).is_none());
     assert!(dx.chunks(3).enumerate().all(|(i, row)| row.iter().all(|&g| (g == 0.0) == (i % 3 == 1))));

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{Tensor, Var};
-use ctscribe_lora::{Adapted, Adapter, AdapterFile, LoraConfig, PREFIX, read_adapter, write_adapter};
+use ctscribe_lora::{Adapted, Adapter, AdapterFile, BaseLinear, LoraConfig, PREFIX, read_adapter, write_adapter};
+use ctscribe_ops::Matrix;
 
 use crate::{Error, Result};
 
@@ -50,7 +51,7 @@ impl Llama {
             if config.targets(&path) {
                 let projection = &mut self.layers[layer].projections[index];
                 let own_seed = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add((layer * PROJECTIONS.len() + index) as u64);
-                projection.adapter = Some(Adapter::fresh(&projection.base.weight, &path, config, own_seed)?);
+                projection.adapter = Some(Adapter::fresh(&projection.base, &path, config, own_seed)?);
                 attached.push(path);
             }
         }
@@ -90,9 +91,9 @@ impl Llama {
     pub fn fits(&self, config: &LoraConfig, shapes: &BTreeMap<String, Vec<usize>>) -> Vec<Fit> {
         let mut fits: BTreeMap<String, Fit> = BTreeMap::new();
         for (path, projection) in self.projections().filter(|(path, _)| config.targets(path)) {
-            let (rank, weight) = (config.rank(&path), projection.base.weight.dims());
-            let mut needed = vec![("lora_A.weight", vec![rank, weight[1]]), ("lora_B.weight", vec![weight[0], rank])];
-            needed.extend(config.dora.then(|| ("lora_magnitude_vector", vec![weight[0]])));
+            let (rank, (outputs, inputs)) = (config.rank(&path), projection.base.size());
+            let mut needed = vec![("lora_A.weight", vec![rank, inputs]), ("lora_B.weight", vec![outputs, rank])];
+            needed.extend(config.dora.then(|| ("lora_magnitude_vector", vec![outputs])));
             for (name, shape) in needed {
                 let tensor = format!("{PREFIX}{path}.{name}");
                 fits.insert(tensor.clone(), Fit { tensor, expected: Some(shape), found: None });
@@ -123,15 +124,15 @@ impl Llama {
     pub fn merge_adapter(&mut self) -> Result<()> {
         for projection in self.layers.iter_mut().flat_map(|layer| &mut layer.projections) {
             if let Some(adapter) = projection.adapter.take() {
-                projection.base.weight = adapter.merged(&projection.base.weight)?.detach();
+                projection.base = Projection::Frozen(Matrix::from_tensor(&adapter.merged(&projection.base)?)?);
             }
         }
         Ok(())
     }
 
-    /// The projections' weights by Hugging Face's names, as they stand (merged or not).
-    pub fn projection_weights(&self) -> BTreeMap<String, Tensor> {
-        self.projections().map(|(path, projection)| (format!("{path}.weight"), projection.base.weight.clone())).collect()
+    /// The projections' weights by Hugging Face's names, as they stand (merged or not), f32.
+    pub fn projection_weights(&self) -> Result<BTreeMap<String, Tensor>> {
+        self.projections().map(|(path, projection)| Ok((format!("{path}.weight"), projection.base.weight()?))).collect()
     }
 
     fn adapters(&self) -> impl Iterator<Item = (String, &Adapter)> {

@@ -1,8 +1,8 @@
 //! The network.
 
-use candle_core::{D, DType, Device, Module, Tensor};
+use candle_core::{D, Device, Module, Tensor};
 use ctscribe_lora::{Adapted, BaseLinear};
-use ctscribe_ops::{self as ops, Attention};
+use ctscribe_ops::{self as ops, Attention, Matrix};
 use rand_chacha::ChaCha8Rng;
 
 use crate::decoder::labels::labelled;
@@ -12,22 +12,63 @@ use crate::{Error, Result};
 use super::cache::KvCache;
 use super::config::LlamaConfig;
 
-/// A projection without bias; its weight is trained only while a small model is pre-trained.
+/// A weight without a bias: frozen where it lies, or trained while a small model is pre-trained.
 #[derive(Debug, Clone)]
-pub(super) struct Projection {
-    pub(super) weight: Tensor,
-    frozen: bool,
+pub(super) enum Projection {
+    Frozen(Matrix),
+    Trained(Tensor),
+}
+
+impl Projection {
+    fn new(params: &Params, name: &str, size: (usize, usize), init: Init) -> Result<Self> {
+        Ok(match params.is_frozen() {
+            true => Projection::Frozen(params.matrix(name, size, init)?),
+            false => Projection::Trained(params.get(name, &[size.0, size.1], init)?),
+        })
+    }
+
+    /// Rows `ids` (L) -> (L, in), f32.
+    fn rows(&self, ids: &Tensor) -> candle_core::Result<Tensor> {
+        match self {
+            Projection::Frozen(matrix) => matrix.rows(&ids.to_vec1::<u32>()?),
+            Projection::Trained(tensor) => tensor.index_select(ids, 0),
+        }
+    }
+
+    fn device(&self) -> &Device {
+        match self {
+            Projection::Frozen(matrix) => matrix.device(),
+            Projection::Trained(tensor) => tensor.device(),
+        }
+    }
 }
 
 impl Module for Projection {
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        if self.frozen { ops::frozen_linear(x, &self.weight, None) } else { ops::linear(x, &self.weight, None) }
+        match self {
+            Projection::Frozen(matrix) => matrix.forward(x),
+            Projection::Trained(tensor) => ops::linear(x, tensor, None),
+        }
     }
 }
 
 impl BaseLinear for Projection {
-    fn weight(&self) -> &Tensor {
-        &self.weight
+    fn size(&self) -> (usize, usize) {
+        match self {
+            Projection::Frozen(matrix) => matrix.size(),
+            Projection::Trained(tensor) => (tensor.dims()[0], tensor.dims()[1]),
+        }
+    }
+
+    fn device(&self) -> &Device {
+        self.device()
+    }
+
+    fn weight(&self) -> candle_core::Result<Tensor> {
+        match self {
+            Projection::Frozen(matrix) => matrix.to_tensor(),
+            Projection::Trained(tensor) => Ok(tensor.detach()),
+        }
     }
 }
 
@@ -53,13 +94,12 @@ pub(super) struct Layer {
 #[derive(Debug)]
 pub struct Llama {
     config: LlamaConfig,
-    embedding: Tensor,
+    embedding: Projection,
     pub(super) layers: Vec<Layer>,
     norm: Tensor,
-    head: Tensor,
+    head: Projection,
     cos: Tensor,
     sin: Tensor,
-    frozen: bool,
     recompute: bool,
 }
 
@@ -68,7 +108,8 @@ impl Llama {
     pub fn new(config: &LlamaConfig, params: &Params) -> Result<Self> {
         let (dim, std) = (config.hidden_size, config.initializer_range);
         let model = params.at("model");
-        let embedding = model.at("embed_tokens").get("weight", &[config.vocab_size, dim], Init::Normal(std))?;
+        let words = (config.vocab_size, dim);
+        let embedding = Projection::new(&model.at("embed_tokens"), "weight", words, Init::Normal(std))?;
         let layers = (0..config.num_hidden_layers).map(|index| Layer::new(config, &model.at("layers").at(index)));
         let layers = layers.collect::<Result<_>>()?;
         let norm = model.at("norm").get("weight", &[dim], Init::Ones)?;
@@ -76,14 +117,14 @@ impl Llama {
             params.unused("lm_head.weight");
             embedding.clone()
         } else {
-            params.at("lm_head").get("weight", &[config.vocab_size, dim], Init::Normal(1.0 / (dim as f64).sqrt()))?
+            Projection::new(&params.at("lm_head"), "weight", words, Init::Normal(1.0 / (dim as f64).sqrt()))?
         };
         for layer in 0..config.num_hidden_layers {
             // written by old versions of transformers; computed from rope_theta
             model.at("layers").at(layer).unused("self_attn.rotary_emb.inv_freq");
         }
         let (cos, sin) = ops::rope_tables(0, config.max_position_embeddings, config.head_width(), config.rope_theta, params.device())?;
-        Ok(Llama { config: config.clone(), embedding, layers, norm, head, cos, sin, frozen: params.is_frozen(), recompute: false })
+        Ok(Llama { config: config.clone(), embedding, layers, norm, head, cos, sin, recompute: false })
     }
 
     /// The sizes.
@@ -103,7 +144,7 @@ impl Llama {
 
     /// Standard deviation of the embedding's values: what a projector's output should have at first.
     pub fn embedding_std(&self) -> Result<f64> {
-        let values = self.embedding.detach().to_dtype(DType::F32)?;
+        let values = self.embedding.weight()?;
         let mean = values.mean_all()?;
         Ok(f64::from(values.broadcast_sub(&mean)?.sqr()?.mean_all()?.to_scalar::<f32>()?).sqrt())
     }
@@ -111,7 +152,7 @@ impl Llama {
     /// ids: (B, L) u32 -> (B, L, D).
     pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
         let (b, l) = ids.dims2()?;
-        Ok(self.embedding.index_select(&ids.flatten_all()?, 0)?.reshape((b, l, self.config.hidden_size))?)
+        Ok(self.embedding.rows(&ids.flatten_all()?)?.reshape((b, l, self.config.hidden_size))?)
     }
 
     /// embeddings: (B, L, D) at positions 0..L; key_mask: (B, L), 1 where a position may be attended to -> (B, L, D) after the last norm.
@@ -156,7 +197,7 @@ impl Llama {
 
     /// hidden: (..., D) -> logits (..., vocabulary).
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        Ok(if self.frozen { ops::frozen_linear(hidden, &self.head, None)? } else { ops::linear(hidden, &self.head, None)? })
+        Ok(self.head.forward(hidden)?)
     }
 
     /// Next-token loss. hidden: (B, L, D); targets: (B, L), the id that position i should give next; weights: (B, L), 0 where it does not count.
@@ -168,10 +209,9 @@ impl Llama {
         let rows = Tensor::from_vec(labelled.rows, count, device)?;
         let (ids, values) = (Tensor::from_vec(labelled.ids, count, device)?, Tensor::from_vec(labelled.weights, count, device)?);
         let hidden = hidden.contiguous()?.reshape(((), dim))?.index_select(&rows, 0)?;
-        Ok(if self.frozen {
-            ops::linear_cross_entropy(&hidden, &self.head, &ids, &values)?
-        } else {
-            ops::cross_entropy(&self.logits(&hidden)?, &ids, &values)?
+        Ok(match &self.head {
+            Projection::Frozen(head) => ops::linear_cross_entropy(&hidden, head, &ids, &values)?,
+            Projection::Trained(_) => ops::cross_entropy(&self.logits(&hidden)?, &ids, &values)?,
         })
     }
 
@@ -186,17 +226,15 @@ impl Llama {
 
 impl Layer {
     fn new(config: &LlamaConfig, params: &Params) -> Result<Self> {
-        let (dim, ffn) = (config.hidden_size, config.intermediate_size);
-        let (q, kv) = (config.num_attention_heads * config.head_width(), config.kv_heads() * config.head_width());
-        let shapes = [[q, dim], [kv, dim], [kv, dim], [dim, q], [ffn, dim], [ffn, dim], [dim, ffn]];
-        let projection = |(name, shape): (&&str, &[usize; 2])| -> Result<Adapted<Projection>> {
-            let weight = params.at(name).get("weight", shape, Init::Normal(1.0 / (shape[1] as f64).sqrt()))?;
-            Ok(Adapted::plain(Projection { weight, frozen: params.is_frozen() }))
+        let dim = config.hidden_size;
+        let projection = |(name, size): (&&str, (usize, usize))| -> Result<Adapted<Projection>> {
+            let init = Init::Normal(1.0 / (size.1 as f64).sqrt());
+            Ok(Adapted::plain(Projection::new(&params.at(name), "weight", size, init)?))
         };
         Ok(Layer {
             input_norm: params.at("input_layernorm").get("weight", &[dim], Init::Ones)?,
             post_norm: params.at("post_attention_layernorm").get("weight", &[dim], Init::Ones)?,
-            projections: PROJECTIONS.iter().zip(&shapes).map(projection).collect::<Result<_>>()?,
+            projections: PROJECTIONS.iter().zip(config.projection_sizes()).map(projection).collect::<Result<_>>()?,
         })
     }
 

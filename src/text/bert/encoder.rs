@@ -101,6 +101,11 @@ impl BertEncoder {
 
     /// ids: (B, L), mask: (B, L), 1 where a token is -> last hidden state (B, L, C). All tokens are of type 0.
     pub fn forward(&self, ids: &Tensor, mask: &Tensor) -> Result<Tensor> {
+        self.states(ids, mask, self.layers.len())
+    }
+
+    /// As [`Self::forward`], after the first `layers` layers only.
+    pub fn states(&self, ids: &Tensor, mask: &Tensor, layers: usize) -> Result<Tensor> {
         let (b, l) = ids.dims2()?;
         let positions = self.position_ids(ids)?;
         let gather = |table: &Tensor, ids: &Tensor| -> Result<Tensor> {
@@ -108,7 +113,7 @@ impl BertEncoder {
         };
         let sum = (gather(&self.words, ids)? + gather(&self.positions, &positions)?)?.broadcast_add(&self.types.get(0)?)?;
         let mut x = apply_norm(&self.norm, &sum, self.config.layer_norm_eps)?;
-        for layer in &self.layers {
+        for layer in self.layers.iter().take(layers) {
             x = layer.forward(&x, (false, Some(mask)), None, None)?;
         }
         Ok(x)

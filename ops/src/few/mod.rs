@@ -1,0 +1,166 @@
+//! Products of a few rows with a frozen matrix, at the speed at which the matrix can be read: each of its rows is read once, as it lies.
+//!
+//! A row's product does not depend on how many rows are multiplied beside it: a token gives the same bits alone and in a batch.
+
+mod plain;
+mod quantised;
+
+use rayon::prelude::*;
+
+use crate::gemm::{Left, Level, Precision, Right, product};
+use crate::simd::dot_of;
+use quantised::Activations;
+
+/// Rows up to which the matrix is read row by row instead of being packed.
+const FEW: usize = 8;
+
+/// Rows of the matrix in one piece of work.
+const PIECE: usize = 64;
+/// Rows of the matrix that are read at once.
+const ROWS: usize = 4;
+
+/// Values below which one core is faster than two.
+const PARALLEL_FROM: usize = 1 << 17;
+
+/// x (m, k) times `right` (k, n) -> (m, n): a few rows at the speed of reading, more of them by packing.
+pub fn rows_times(x: &[f32], right: Right, (k, n): (usize, usize), precision: Precision) -> Vec<f32> {
+    let m = x.len() / k.max(1);
+    let mut out = vec![0.0; m * n];
+    if right.turned && m <= FEW {
+        few_rows(m, x, right, &mut out);
+    } else {
+        product((m, k, n), Left { values: x, row: k, column: 1 }, right, precision, &mut out);
+    }
+    out
+}
+
+/// out (m, n) = x (m, k) times the turned matrix (n, k); m is at most [`FEW`].
+fn few_rows(m: usize, x: &[f32], right: Right, out: &mut [f32]) {
+    few_rows_at(Level::best(), m, x, right, out);
+}
+
+fn few_rows_at(level: Level, m: usize, x: &[f32], right: Right, out: &mut [f32]) {
+    let (k, n) = (right.columns, out.len() / m.max(1));
+    // (n, m): a piece of rows of the matrix owns its outputs
+    let mut turned = vec![0.0; m * n];
+    let activations = (right.format.is_quantised() && quantised::available()).then(|| Activations::new(x, k, right.format));
+    let work = |(piece, out): (usize, &mut [f32])| {
+        for (group, out) in out.chunks_mut(ROWS * m).enumerate() {
+            let first = piece * PIECE + group * ROWS;
+            match &activations {
+                Some(activations) => quantised::rows(activations, right, first, out),
+                None if level != Level::Plain && !right.format.is_quantised() => plain::rows(x, m, right, first, out),
+                None => read_rows(x, m, right, first, out),
+            }
+        }
+    };
+    if n * k < PARALLEL_FROM {
+        turned.chunks_mut(PIECE * m).enumerate().for_each(work);
+    } else {
+        turned.par_chunks_mut(PIECE * m).enumerate().for_each(work);
+    }
+    for (row, out) in out.chunks_exact_mut(n).enumerate() {
+        out.iter_mut().zip(turned[row..].iter().step_by(m)).for_each(|(out, &value)| *out = value);
+    }
+}
+
+/// Any format on any processor: rows are widened to f32 first.
+fn read_rows(x: &[f32], m: usize, right: Right, first: usize, out: &mut [f32]) {
+    let mut values = vec![0.0; right.columns];
+    for (row, out) in out.chunks_exact_mut(m).enumerate() {
+        right.format.read(right.row(first + row), 0, &mut values);
+        out.iter_mut().zip(x.chunks_exact(right.columns)).for_each(|(out, x)| *out = dot_of(&values, x));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::matrix::Format;
+    use candle_core::quantized::{GgmlDType, QTensor};
+    use candle_core::{Device, Tensor};
+    use half::{bf16, f16};
+
+    fn noise(count: usize, seed: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5 - 1.0).collect()
+    }
+
+    fn bytes(format: Format, values: &[f32], k: usize) -> Vec<u8> {
+        let quantised = |kind| {
+            let tensor = Tensor::from_slice(values, (values.len() / k, k), &Device::Cpu).unwrap();
+            QTensor::quantize(&tensor, kind).unwrap().data().unwrap().to_vec()
+        };
+        match format {
+            Format::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            Format::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+            Format::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+            Format::Q8_0 => quantised(GgmlDType::Q8_0),
+            Format::Q4K => quantised(GgmlDType::Q4K),
+            Format::Q6K => quantised(GgmlDType::Q6K),
+        }
+    }
+
+    const FORMATS: [Format; 6] = [Format::F32, Format::F16, Format::Bf16, Format::Q8_0, Format::Q4K, Format::Q6K];
+
+    fn columns(format: Format) -> &'static [usize] {
+        match format.block() {
+            1 => &[1, 15, 16, 33, 700],
+            32 => &[32, 96, 512],
+            _ => &[256, 512, 1280],
+        }
+    }
+
+    /// x as the kernels see it: rounded to 8 bits in blocks where the matrix is quantised.
+    fn rounded(x: &[f32], format: Format) -> Vec<f64> {
+        if !format.is_quantised() || !quantised::available() {
+            return x.iter().map(|&x| f64::from(x)).collect();
+        }
+        let round = |block: &[f32]| {
+            let scale = block.iter().fold(0f32, |a, b| a.max(b.abs())) / 127.0;
+            block.iter().map(|x| f64::from((x / scale).round_ties_even()) * f64::from(scale)).collect::<Vec<_>>()
+        };
+        x.chunks(format.block()).flat_map(round).collect()
+    }
+
+    #[test]
+    fn a_few_rows_times_any_format_equal_the_product_in_f64() {
+        for format in FORMATS {
+            for &k in columns(format) {
+                for (m, n) in [(1, 1), (1, 70), (2, 5), (3, 9), (5, 130), (8, 4)] {
+                    let (x, w) = (noise(m * k, 1), noise(n * k, 2));
+                    let bytes = bytes(format, &w, k);
+                    let right = Right { bytes: &bytes, format, columns: k, turned: true, order: None };
+                    let mut seen = vec![0.0; n * k];
+                    seen.chunks_exact_mut(k).enumerate().for_each(|(row, out)| format.read(right.row(row), 0, out));
+                    let x_seen = rounded(&x, format);
+                    for level in [Level::Plain, Level::best()] {
+                        let mut out = vec![f32::NAN; m * n];
+                        few_rows_at(level, m, &x, right, &mut out);
+                        for (at, &found) in out.iter().enumerate() {
+                            let (i, j) = (at / n, at % n);
+                            let expected: f64 = (0..k).map(|p| x_seen[i * k + p] * f64::from(seen[j * k + p])).sum();
+                            assert!((f64::from(found) - expected).abs() < 2e-6 * k as f64, "{format} {m} {k} {n}: {found} for {expected}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_gives_the_same_bits_alone_and_beside_others() {
+        for format in FORMATS {
+            let (m, k, n) = (7, 512, 50);
+            let (x, w) = (noise(m * k, 3), noise(n * k, 4));
+            let bytes = bytes(format, &w, k);
+            let right = Right { bytes: &bytes, format, columns: k, turned: true, order: None };
+            let mut all = vec![0.0; m * n];
+            few_rows(m, &x, right, &mut all);
+            for (row, expected) in all.chunks_exact(n).enumerate() {
+                let mut alone = vec![0.0; n];
+                few_rows(1, &x[row * k..][..k], right, &mut alone);
+                assert_eq!(alone, expected, "{format}");
+            }
+        }
+    }
+}

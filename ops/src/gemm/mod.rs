@@ -1,0 +1,350 @@
+//! Matrix products with the right factor read where it lies: a mapped file's bf16 or quantised rows are packed strip by strip as they are
+//! multiplied, so that no second copy of a weight exists, in either direction.
+//!
+//! The scheme is that of K. Goto and R. van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008): strips of the right
+//! factor stay in the first-level cache while tiles of the left one stream past. Sums are taken in one order whatever the number of threads.
+
+mod pack;
+mod tile;
+
+use rayon::prelude::*;
+
+use crate::matrix::{Format, words};
+use pack::{LANES, Words, as_words};
+pub use tile::Level;
+use tile::{Place, WIDTH, multiply};
+
+/// Bytes of a strip's block on the inner axis for each of its columns: with f32 256 values, with pairs 512.
+const DEPTH: usize = 256;
+
+/// Products below this are not worth a second core.
+const PARALLEL_FROM: usize = 1 << 18;
+
+/// How exact a product is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// Products and sums in f32.
+    F32,
+    /// Factors rounded to bf16, sums in f32; on a processor without such products, f32.
+    Bf16,
+}
+
+/// The left factor: value (i, p) at `i * row + p * column`; one of the two is 1.
+#[derive(Clone, Copy)]
+pub struct Left<'a> {
+    pub values: &'a [f32],
+    pub row: usize,
+    pub column: usize,
+}
+
+/// The right factor: rows of `columns` values in `format`. Turned, the rows are its columns: x W^T for a weight W.
+#[derive(Clone, Copy)]
+pub struct Right<'a> {
+    pub bytes: &'a [u8],
+    pub format: Format,
+    pub columns: usize,
+    pub turned: bool,
+    /// Where each row lies; by default one after the other.
+    pub order: Option<&'a [u32]>,
+}
+
+impl<'a> Right<'a> {
+    /// f32 rows.
+    pub fn values(values: &'a [f32], columns: usize, turned: bool) -> Self {
+        // SAFETY: every f32 is four bytes of any alignment.
+        let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) };
+        Right { bytes, format: Format::F32, columns, turned, order: None }
+    }
+
+    /// Row `index` of the matrix.
+    pub fn row(&self, index: usize) -> &'a [u8] {
+        let index = self.order.map_or(index, |order| order[index] as usize);
+        let bytes = self.columns / self.format.block() * self.format.block_bytes();
+        &self.bytes[index * bytes..][..bytes]
+    }
+}
+
+/// out (m, n) = left (m, k) * right (k, n).
+pub fn product(size: (usize, usize, usize), left: Left, right: Right, precision: Precision, out: &mut [f32]) {
+    product_at(Level::best(), size, left, right, precision, out);
+}
+
+fn product_at(level: Level, (m, k, n): (usize, usize, usize), left: Left, right: Right, precision: Precision, out: &mut [f32]) {
+    assert!(out.len() == m * n);
+    if k == 0 {
+        return out.fill(0.0);
+    }
+    let words = Words { pairs: precision == Precision::Bf16 && level == Level::Avx512Bf16, level };
+    let packed = PackedLeft::new(left, (m, k), words);
+    let strips = n.div_ceil(WIDTH);
+    let (out, task) = (Out(out.as_mut_ptr()), Task { size: (m, k, n), right, words, packed: &packed });
+    if m * k * n < PARALLEL_FROM {
+        let mut scratch = Scratch::default();
+        (0..strips).for_each(|strip| task.strip(strip, &mut scratch, &out));
+    } else {
+        // long runs of strips: neighbouring columns of a turned factor lie on the same pages
+        let run = strips.div_ceil(8 * rayon::current_num_threads()).max(1);
+        (0..strips).into_par_iter().with_min_len(run).for_each_init(Scratch::default, |scratch, strip| task.strip(strip, scratch, &out));
+    }
+}
+
+/// The output, of which each strip's task writes columns of its own.
+struct Out(*mut f32);
+// SAFETY: tasks write to columns of their own and read nothing else.
+unsafe impl Sync for Out {}
+
+/// Blocks of the inner axis: first value and number of values.
+fn blocks(k: usize, words: Words) -> impl Iterator<Item = (usize, usize)> {
+    let depth = if words.pairs { 2 * DEPTH } else { DEPTH };
+    (0..k).step_by(depth).map(move |start| (start, depth.min(k - start)))
+}
+
+/// The whole left factor in tiles: for each block of the inner axis, each tile's words one after the other.
+struct PackedLeft {
+    words: Vec<u32>,
+    /// Words before a block, for each block.
+    starts: Vec<usize>,
+    tile: usize,
+    rows: usize,
+}
+
+impl PackedLeft {
+    fn new(left: Left, (m, k): (usize, usize), words: Words) -> Self {
+        let mut starts = vec![0];
+        for (_, count) in blocks(k, words) {
+            starts.push(starts[starts.len() - 1] + words.of(count) * m);
+        }
+        let mut packed = PackedLeft { words: vec![0; starts[starts.len() - 1]], starts, tile: words.level.rows(), rows: m };
+        let mut rest = packed.words.as_mut_slice();
+        for (start, count) in blocks(k, words) {
+            let (block, after) = rest.split_at_mut(words.of(count) * m);
+            rest = after;
+            let tile = packed.tile;
+            let work = |(index, out): (usize, &mut [u32])| pack_tile(left, index * tile, (start, count), words, out);
+            if m * count < PARALLEL_FROM / 8 {
+                block.chunks_mut(tile * words.of(count)).enumerate().for_each(work);
+            } else {
+                block.par_chunks_mut(tile * words.of(count)).enumerate().for_each(work);
+            }
+        }
+        packed
+    }
+
+    fn tile(&self, block: usize, first: usize) -> &[u32] {
+        let words = (self.starts[block + 1] - self.starts[block]) / self.rows.max(1);
+        let rows = self.tile.min(self.rows - first);
+        &self.words[self.starts[block] + first * words..][..rows * words]
+    }
+}
+
+/// Packs the rows from `first` on, as many as `out` holds.
+fn pack_tile(left: Left, first: usize, (start, count): (usize, usize), words: Words, out: &mut [u32]) {
+    let length = words.of(count);
+    let rows = out.len() / length;
+    let part = &left.values[first * left.row + start * left.column..];
+    if left.column != 1 {
+        let step = if words.pairs { 2 } else { 1 };
+        let none = [0.0; LANES];
+        for (word, p) in out.chunks_exact_mut(rows).zip((0..count).step_by(step)) {
+            let at = |p: usize| if p < count { &part[p * left.column..][..rows] } else { &none[..rows] };
+            words.across(at(p), at(p + 1), word);
+        }
+    } else if words.pairs {
+        let mut lanes = vec![0u32; rows * length];
+        for (row, lane) in lanes.chunks_exact_mut(length).enumerate() {
+            words.along(&part[row * left.row..][..count], lane);
+        }
+        words.turn(&lanes, length, (rows, length), rows, out);
+    } else {
+        words.turn(as_words(part), left.row, (rows, count), rows, out);
+    }
+}
+
+#[derive(Default)]
+struct Scratch {
+    strip: Vec<u32>,
+    lanes: Vec<u32>,
+    values: Vec<f32>,
+}
+
+struct Task<'a> {
+    size: (usize, usize, usize),
+    right: Right<'a>,
+    words: Words,
+    packed: &'a PackedLeft,
+}
+
+impl Task<'_> {
+    /// Multiplies one strip of [`WIDTH`] columns.
+    fn strip(&self, strip: usize, scratch: &mut Scratch, out: &Out) {
+        let ((m, k, n), first) = (self.size, strip * WIDTH);
+        let columns = WIDTH.min(n - first);
+        for (block, (start, count)) in blocks(k, self.words).enumerate() {
+            let length = self.words.of(count);
+            if self.right.turned {
+                self.pack_turned((first, columns), (start, count), scratch);
+            } else {
+                self.pack_straight((first, columns), (start, count), scratch);
+            }
+            for row in (0..m).step_by(self.packed.tile) {
+                let rows = self.packed.tile.min(m - row);
+                // SAFETY: row and column lie inside (m, n), and the columns are this task's.
+                unsafe {
+                    let place = Place { start: out.0.add(row * n + first), stride: n, rows, columns, add: block > 0 };
+                    multiply(self.words.level, self.words.pairs, self.packed.tile(block, row), &scratch.strip, length, place);
+                }
+            }
+        }
+    }
+
+    /// The strip's columns are rows of the matrix, and the inner axis runs along them.
+    fn pack_turned(&self, (first, columns): (usize, usize), (start, count): (usize, usize), scratch: &mut Scratch) {
+        let length = self.words.of(count);
+        scratch.strip.resize(length * WIDTH, 0);
+        scratch.lanes.resize(LANES * length, 0);
+        scratch.values.resize(2 * DEPTH, 0.0);
+        for group in (0..WIDTH).step_by(LANES) {
+            for (lane, words) in scratch.lanes.chunks_exact_mut(length).enumerate() {
+                if group + lane >= columns {
+                    words.fill(0);
+                } else {
+                    self.read_along(self.right.row(first + group + lane), start, &mut scratch.values[..count], words);
+                }
+            }
+            self.words.turn(&scratch.lanes, length, (LANES, length), WIDTH, &mut scratch.strip[group..]);
+        }
+    }
+
+    fn read_along(&self, row: &[u8], start: usize, values: &mut [f32], out: &mut [u32]) {
+        match self.right.format {
+            Format::F32 if !self.words.pairs => words::<u32>(row, start, out.len(), |values| out.copy_from_slice(values)),
+            Format::Bf16 if self.words.pairs && values.len().is_multiple_of(2) && start.is_multiple_of(2) => {
+                words::<u32>(row, start / 2, out.len(), |pairs| out.copy_from_slice(pairs));
+            }
+            format => {
+                format.read(row, start, values);
+                self.words.along(values, out);
+            }
+        }
+    }
+
+    /// The strip's rows are parts of the matrix's rows, and the inner axis runs from row to row.
+    fn pack_straight(&self, (first, columns): (usize, usize), (start, count): (usize, usize), scratch: &mut Scratch) {
+        scratch.strip.resize(self.words.of(count) * WIDTH, 0);
+        scratch.values.resize(2 * WIDTH, 0.0);
+        let strip = scratch.strip.chunks_exact_mut(WIDTH);
+        if self.right.format == Format::F32 && !self.words.pairs {
+            for (p, word) in (start..start + count).zip(strip) {
+                words::<u32>(self.right.row(p), first, columns, |values| match <&[u32; WIDTH]>::try_from(values) {
+                    // of a known length: a few moves in place of a call
+                    Ok(values) => word.copy_from_slice(values),
+                    Err(_) => {
+                        word[..columns].copy_from_slice(values);
+                        word[columns..].fill(0);
+                    }
+                });
+            }
+            return;
+        }
+        let step = if self.words.pairs { 2 } else { 1 };
+        let (one, two) = scratch.values.split_at_mut(WIDTH);
+        for (p, word) in (start..start + count).step_by(step).zip(strip) {
+            self.right.format.read(self.right.row(p), first, &mut one[..columns]);
+            if self.words.pairs {
+                match p + 1 < start + count {
+                    true => self.right.format.read(self.right.row(p + 1), first, &mut two[..columns]),
+                    false => two.fill(0.0),
+                }
+            }
+            one[columns..].fill(0.0);
+            two[columns..].fill(0.0);
+            self.words.across(one, two, word);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::bf16;
+
+    fn noise(count: usize, seed: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5 - 1.0).collect()
+    }
+
+    fn levels() -> Vec<Level> {
+        let best = Level::best();
+        [Level::Plain, Level::Avx512, Level::Avx512Bf16]
+            .into_iter()
+            .filter(|&level| level == Level::Plain || best == level || best == Level::Avx512Bf16)
+            .collect()
+    }
+
+    const SIZES: [(usize, usize, usize); 9] =
+        [(1, 1, 1), (3, 5, 7), (14, 512, 32), (15, 513, 33), (29, 255, 64), (5, 1030, 40), (40, 17, 100), (2, 600, 31), (64, 300, 257)];
+
+    fn expected((m, k, n): (usize, usize, usize), left: impl Fn(usize, usize) -> f64, right: impl Fn(usize, usize) -> f64) -> Vec<f64> {
+        (0..m * n).map(|at| (0..k).map(|p| left(at / n, p) * right(p, at % n)).sum()).collect()
+    }
+
+    fn check(found: &[f32], expected: &[f64], tolerance: f64, what: &str) {
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((f64::from(*found) - expected).abs() <= tolerance, "{what}: {found} for {expected}");
+        }
+    }
+
+    #[test]
+    fn products_equal_those_in_f64_for_every_level_order_and_odd_size() {
+        for level in levels() {
+            for size @ (m, k, n) in SIZES {
+                let (a, b) = (noise(m * k, 1), noise(k * n, 2));
+                for (left_turned, turned) in [(false, false), (false, true), (true, false), (true, true)] {
+                    let left = if left_turned { Left { values: &a, row: 1, column: m } } else { Left { values: &a, row: k, column: 1 } };
+                    let right = Right::values(&b, if turned { k } else { n }, turned);
+                    let value = |i: usize, p: usize| f64::from(a[i * left.row + p * left.column]);
+                    let other = |p: usize, j: usize| f64::from(if turned { b[j * k + p] } else { b[p * n + j] });
+                    let mut out = vec![f32::NAN; m * n];
+                    product_at(level, size, left, right, Precision::F32, &mut out);
+                    check(&out, &expected(size, value, other), 1e-5 * k as f64, &format!("{level:?} {size:?} {left_turned} {turned}"));
+                    // factors rounded alike in f64 leave the sums' f32 rounding alone
+                    let rounded = |x: f64| if level == Level::Avx512Bf16 { bf16::from_f64(x).to_f64() } else { x };
+                    product_at(level, size, left, right, Precision::Bf16, &mut out);
+                    let expected = expected(size, |i, p| rounded(value(i, p)), |p, j| rounded(other(p, j)));
+                    check(&out, &expected, 1e-5 * k as f64, &format!("bf16 {level:?} {size:?} {left_turned} {turned}"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bf16_rows_are_multiplied_where_they_lie_in_both_directions() {
+        for level in levels() {
+            for size @ (m, k, n) in SIZES {
+                for turned in [false, true] {
+                    let (a, b) = (noise(m * k, 3), noise(k * n, 4));
+                    let b: Vec<bf16> = b.iter().map(|&b| bf16::from_f32(b)).collect();
+                    let bytes: Vec<u8> = b.iter().flat_map(|b| b.to_le_bytes()).collect();
+                    let right = Right { bytes: &bytes, format: Format::Bf16, columns: if turned { k } else { n }, turned, order: None };
+                    let other = |p: usize, j: usize| (if turned { b[j * k + p] } else { b[p * n + j] }).to_f64();
+                    let mut out = vec![f32::NAN; m * n];
+                    product_at(level, size, Left { values: &a, row: k, column: 1 }, right, Precision::F32, &mut out);
+                    check(&out, &expected(size, |i, p| f64::from(a[i * k + p]), other), 1e-5 * k as f64, &format!("{level:?} {size:?}"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_number_of_threads_does_not_change_a_bit() {
+        let (m, k, n) = (130, 700, 500);
+        let (a, b) = (noise(m * k, 5), noise(k * n, 6));
+        let run = |threads: usize| {
+            let mut out = vec![0.0; m * n];
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let left = Left { values: &a, row: k, column: 1 };
+            pool.install(|| product((m, k, n), left, Right::values(&b, k, true), Precision::Bf16, &mut out));
+            out
+        };
+        assert_eq!(run(1), run(3));
+    }
+}

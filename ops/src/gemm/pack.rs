@@ -1,0 +1,175 @@
+//! Packing: strips of a factor in the order in which a tile reads them, as words of 32 bits (see [`super::tile`]).
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
+use half::bf16;
+
+use super::tile::Level;
+
+/// Lanes that are turned at once.
+pub const LANES: usize = 16;
+
+/// How words are made of values: one f32 each, or pairs of bf16.
+#[derive(Clone, Copy)]
+pub struct Words {
+    pub pairs: bool,
+    pub level: Level,
+}
+
+impl Words {
+    /// Words of `count` values along the inner axis.
+    pub fn of(self, count: usize) -> usize {
+        if self.pairs { count.div_ceil(2) } else { count }
+    }
+
+    /// Makes words of values that lie along the inner axis.
+    pub fn along(self, values: &[f32], words: &mut [u32]) {
+        if !self.pairs {
+            return words.copy_from_slice(as_words(values));
+        }
+        #[cfg(target_arch = "x86_64")]
+        if self.level == Level::Avx512Bf16 {
+            // SAFETY: the level has the features.
+            return unsafe { narrow(values, words) };
+        }
+        for (word, pair) in words.iter_mut().zip(values.chunks(2)) {
+            *word = pair_of(pair[0], pair.get(1).copied().unwrap_or(0.0));
+        }
+    }
+
+    /// Makes one word a lane of two neighbours on the inner axis (or of `first` alone).
+    pub fn across(self, first: &[f32], second: &[f32], words: &mut [u32]) {
+        if self.pairs {
+            #[cfg(target_arch = "x86_64")]
+            if self.level == Level::Avx512Bf16 {
+                // SAFETY: the level has the features.
+                return unsafe { interleave(first, second, words) };
+            }
+            for (word, (&a, &b)) in words.iter_mut().zip(first.iter().zip(second)) {
+                *word = pair_of(a, b);
+            }
+        } else {
+            words.copy_from_slice(as_words(first));
+        }
+    }
+
+    /// Turns `lanes` rows (at most [`LANES`]) of `count` words, `stride` apart, into columns: word p of row r goes to `p * width + r`.
+    pub fn turn(self, rows: &[u32], stride: usize, (lanes, count): (usize, usize), width: usize, out: &mut [u32]) {
+        if count == 0 || lanes == 0 {
+            return;
+        }
+        assert!(lanes <= LANES && out.len() >= (count - 1) * width + lanes && rows.len() >= (lanes - 1) * stride + count);
+        #[cfg(target_arch = "x86_64")]
+        if self.level != Level::Plain {
+            // SAFETY: the level has the features, the lengths are checked.
+            return unsafe { turn_512(rows, stride, (lanes, count), width, out) };
+        }
+        for p in 0..count {
+            for r in 0..lanes {
+                out[p * width + r] = rows[r * stride + p];
+            }
+        }
+    }
+}
+
+/// f32 values as words.
+pub fn as_words(values: &[f32]) -> &[u32] {
+    // SAFETY: both have four bytes and one alignment, and any bits are a value.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), values.len()) }
+}
+
+fn pair_of(a: f32, b: f32) -> u32 {
+    u32::from(bf16::from_f32(a).to_bits()) | u32::from(bf16::from_f32(b).to_bits()) << 16
+}
+
+/// Pairs of bf16 of neighbouring values, rounded to even.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+unsafe fn narrow(values: &[f32], words: &mut [u32]) {
+    let count = values.len().min(words.len() * 2);
+    for start in (0..count).step_by(32) {
+        let left = (count - start).min(32);
+        let mask = (1u64 << left).wrapping_sub(1) as u32;
+        let x = values.as_ptr().wrapping_add(start);
+        // SAFETY: masked to the slices' lengths; a last odd value is stored as a whole word, whose other half is zero.
+        unsafe {
+            let low = _mm512_maskz_loadu_ps(mask as u16, x);
+            let high = _mm512_maskz_loadu_ps((mask >> 16) as u16, x.wrapping_add(16));
+            let pairs = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+            let stored = (1u32 << left.div_ceil(2)).wrapping_sub(1) as u16;
+            _mm512_mask_storeu_epi32(words.as_mut_ptr().wrapping_add(start / 2).cast(), stored, pairs);
+        }
+    }
+}
+
+/// A pair of bf16 of each value of `first` and its neighbour in `second`.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+unsafe fn interleave(first: &[f32], second: &[f32], words: &mut [u32]) {
+    let count = first.len().min(second.len()).min(words.len());
+    for start in (0..count).step_by(LANES) {
+        let mask = ((1u32 << (count - start).min(LANES)) - 1) as u16;
+        // SAFETY: masked to the slices' lengths.
+        unsafe {
+            let load = |x: &[f32]| {
+                let values = _mm512_maskz_loadu_ps(mask, x.as_ptr().wrapping_add(start));
+                _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(values)))
+            };
+            let pairs = _mm512_or_si512(load(first), _mm512_slli_epi32::<16>(load(second)));
+            _mm512_mask_storeu_epi32(words.as_mut_ptr().wrapping_add(start).cast(), mask, pairs);
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn turn_512(rows: &[u32], stride: usize, (lanes, count): (usize, usize), width: usize, out: &mut [u32]) {
+    let stored = ((1u32 << lanes) - 1) as u16;
+    for start in (0..count).step_by(LANES) {
+        let left = (count - start).min(LANES);
+        let mask = ((1u32 << left) - 1) as u16;
+        let row = rows.as_ptr().wrapping_add(start);
+        // SAFETY: the caller has checked the lengths; loads are masked to the count, stores to the lanes.
+        unsafe {
+            let mut words = [_mm512_setzero_si512(); LANES];
+            for (r, words) in words.iter_mut().enumerate().take(lanes) {
+                *words = _mm512_maskz_loadu_epi32(mask, row.wrapping_add(r * stride).cast());
+            }
+            for (p, column) in turn_16(words).iter().enumerate().take(left) {
+                _mm512_mask_storeu_epi32(out.as_mut_ptr().wrapping_add((start + p) * width).cast(), stored, *column);
+            }
+        }
+    }
+}
+
+/// Turns 16 rows of 16 words: in pairs of rows, then fours, then by quarters of a register.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn turn_16(rows: [__m512i; LANES]) -> [__m512i; LANES] {
+    let mut pairs = rows;
+    for i in 0..8 {
+        pairs[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
+        pairs[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
+    }
+    let mut fours = pairs;
+    for i in 0..4 {
+        fours[4 * i] = _mm512_unpacklo_epi64(pairs[4 * i], pairs[4 * i + 2]);
+        fours[4 * i + 1] = _mm512_unpackhi_epi64(pairs[4 * i], pairs[4 * i + 2]);
+        fours[4 * i + 2] = _mm512_unpacklo_epi64(pairs[4 * i + 1], pairs[4 * i + 3]);
+        fours[4 * i + 3] = _mm512_unpackhi_epi64(pairs[4 * i + 1], pairs[4 * i + 3]);
+    }
+    let mut columns = fours;
+    for i in 0..4 {
+        // quarter q of fours[4 g + i] holds column 4 q + i of rows 4 g .. 4 g + 4
+        let low = _mm512_shuffle_i32x4::<0x88>(fours[i], fours[4 + i]);
+        let high = _mm512_shuffle_i32x4::<0xdd>(fours[i], fours[4 + i]);
+        let low2 = _mm512_shuffle_i32x4::<0x88>(fours[8 + i], fours[12 + i]);
+        let high2 = _mm512_shuffle_i32x4::<0xdd>(fours[8 + i], fours[12 + i]);
+        columns[i] = _mm512_shuffle_i32x4::<0x88>(low, low2);
+        columns[4 + i] = _mm512_shuffle_i32x4::<0x88>(high, high2);
+        columns[8 + i] = _mm512_shuffle_i32x4::<0xdd>(low, low2);
+        columns[12 + i] = _mm512_shuffle_i32x4::<0xdd>(high, high2);
+    }
+    columns
+}

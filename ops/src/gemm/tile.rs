@@ -1,0 +1,152 @@
+//! The innermost loops: a register tile of the output, R rows by [`WIDTH`] columns, over one block of the inner axis.
+//!
+//! Both factors are packed in words of 32 bits: one f32, or two bf16 that lie next to each other on the inner axis. Word p of row r of the
+//! left factor lies at `p * R + r`, of column c of the right one at `p * WIDTH + c`.
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
+use crate::simd::vectorised;
+
+/// Columns of a tile.
+pub const WIDTH: usize = 32;
+
+/// What the processor can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// Whatever the compiler makes of plain loops, AVX2 where there is one.
+    Plain,
+    /// 512-bit registers.
+    Avx512,
+    /// 512-bit registers and products of bf16 pairs.
+    Avx512Bf16,
+}
+
+impl Level {
+    /// The best of this processor.
+    pub fn best() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl") {
+            return if is_x86_feature_detected!("avx512bf16") { Level::Avx512Bf16 } else { Level::Avx512 };
+        }
+        Level::Plain
+    }
+
+    /// Rows of a tile: as many as the registers hold.
+    pub fn rows(self) -> usize {
+        if self == Level::Plain { 4 } else { 14 }
+    }
+}
+
+/// One tile's place in the output.
+#[derive(Clone, Copy)]
+pub struct Place {
+    /// Its first value.
+    pub start: *mut f32,
+    /// Values from row to row.
+    pub stride: usize,
+    pub rows: usize,
+    pub columns: usize,
+    /// Whether the product is added to what is there, or replaces it.
+    pub add: bool,
+}
+
+/// Writes the product of the packed factors, `words` words long, to `place`; its rows are at most [`Level::rows`].
+///
+/// # Safety
+/// The place's rows and columns must lie in memory that nothing else uses meanwhile. `pairs`: whether words are pairs of bf16, which needs
+/// [`Level::Avx512Bf16`].
+pub unsafe fn multiply(level: Level, pairs: bool, left: &[u32], right: &[u32], words: usize, place: Place) {
+    assert!(left.len() >= words * place.rows && right.len() >= words * WIDTH && place.rows <= level.rows() && place.columns <= WIDTH);
+    #[cfg(target_arch = "x86_64")]
+    if level != Level::Plain {
+        macro_rules! rows {
+            ($($rows:literal)*) => {
+                match (place.rows, pairs) {
+                    // SAFETY: the processor has the level's features; the lengths are checked above, the place by the caller.
+                    $(($rows, true) => unsafe { tile_bf16::<$rows>(left.as_ptr(), right.as_ptr(), words, place) },
+                    ($rows, false) => unsafe { tile_f32::<$rows>(left.as_ptr(), right.as_ptr(), words, place) },)*
+                    _ => unreachable!("a tile has 1 to 14 rows"),
+                }
+            };
+        }
+        rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+        return;
+    }
+    assert!(!pairs, "pairs of bf16 need a processor that multiplies them");
+    let mut sums = [[0.0; WIDTH]; 4];
+    tile_plain(left, right, words, place.rows, &mut sums);
+    for (row, sums) in sums.iter().enumerate().take(place.rows) {
+        // SAFETY: the caller's promise on the place.
+        let out = unsafe { std::slice::from_raw_parts_mut(place.start.add(row * place.stride), place.columns) };
+        for (out, sum) in out.iter_mut().zip(sums) {
+            *out = if place.add { *out + sum } else { *sum };
+        }
+    }
+}
+
+vectorised! {
+    fn tile_plain(left: &[u32], right: &[u32], words: usize, rows: usize, out: &mut [[f32; WIDTH]; 4]) {
+        const HALF: usize = WIDTH / 2;
+        for half in 0..2 {
+            let mut sums = [[0.0f32; HALF]; 4];
+            for p in 0..words {
+                let b: &[u32; HALF] = right[p * WIDTH + half * HALF..][..HALF].try_into().expect("the slice has half a row's length");
+                for r in 0..4 {
+                    let a = f32::from_bits(left[p * rows + r.min(rows - 1)]);
+                    for c in 0..HALF {
+                        sums[r][c] = a.mul_add(f32::from_bits(b[c]), sums[r][c]);
+                    }
+                }
+            }
+            for r in 0..4 {
+                out[r][half * HALF..][..HALF].copy_from_slice(&sums[r]);
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+macro_rules! tile {
+    ($name:ident, $features:literal, $fma:expr) => {
+        #[target_feature(enable = $features)]
+        unsafe fn $name<const R: usize>(left: *const u32, right: *const u32, words: usize, place: Place) {
+            let mut sums = [[_mm512_setzero_ps(); 2]; R];
+            let (mut a, mut b) = (left, right);
+            for _ in 0..words {
+                // SAFETY: `multiply` has checked the lengths.
+                unsafe {
+                    let columns = [_mm512_loadu_si512(b.cast()), _mm512_loadu_si512(b.add(16).cast())];
+                    for r in 0..R {
+                        let row = _mm512_set1_epi32(*a.add(r) as i32);
+                        sums[r][0] = $fma(sums[r][0], row, columns[0]);
+                        sums[r][1] = $fma(sums[r][1], row, columns[1]);
+                    }
+                    a = a.add(R);
+                    b = b.add(WIDTH);
+                }
+            }
+            for (r, sums) in sums.iter().enumerate() {
+                for (half, &sum) in sums.iter().enumerate() {
+                    let columns = place.columns.saturating_sub(half * 16).min(16);
+                    let mask = ((1u32 << columns) - 1) as u16;
+                    // SAFETY: masked to the place's columns, which the caller has promised.
+                    unsafe {
+                        let out = place.start.add(r * place.stride).wrapping_add(half * 16);
+                        let before = if place.add { _mm512_maskz_loadu_ps(mask, out) } else { _mm512_setzero_ps() };
+                        _mm512_mask_storeu_ps(out, mask, _mm512_add_ps(before, sum));
+                    }
+                }
+            }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+tile!(tile_f32, "avx512f", |sum, row, column| _mm512_fmadd_ps(_mm512_castsi512_ps(row), _mm512_castsi512_ps(column), sum));
+#[cfg(target_arch = "x86_64")]
+tile!(tile_bf16, "avx512f,avx512bf16", |sum, row, column| _mm512_dpbf16_ps(
+    sum,
+    std::mem::transmute::<__m512i, __m512bh>(row),
+    std::mem::transmute::<__m512i, __m512bh>(column)
+));

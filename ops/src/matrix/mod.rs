@@ -1,0 +1,291 @@
+//! Frozen matrices: read where they lie (a mapped file), in plain or quantised rows.
+
+mod format;
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
+use rayon::prelude::*;
+
+pub use format::Format;
+pub(crate) use format::{SPAN, half_at, words};
+
+use crate::cpu::{Values, values};
+use crate::few::rows_times;
+use crate::frozen_linear;
+use crate::gemm::{Precision, Right};
+use crate::linear::output_shape;
+
+/// Bytes that outlive whoever asked for them: a mapped file, say.
+pub type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// A frozen weight (out, in), its rows in any [`Format`]. Cheap to clone: the bytes are shared.
+///
+/// Products with f32 weights are in f32, with all others in bf16 with sums in f32 where the processor has such products
+/// ([`Matrix::with_precision`] decides otherwise). A few rows at a time (a token being written) are multiplied exactly, or with
+/// 8-bit activations where the weight is quantised, as llama.cpp does.
+#[derive(Clone)]
+pub struct Matrix {
+    rows: Rows,
+    format: Format,
+    size: (usize, usize),
+    precision: Precision,
+}
+
+#[derive(Clone)]
+enum Rows {
+    /// In memory or a mapped file; row i lies where `order` says.
+    Host { bytes: Bytes, range: Range<usize>, order: Option<Arc<[u32]>> },
+    /// On another device.
+    Device(Tensor),
+}
+
+impl fmt::Debug for Matrix {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "Matrix({} x {}, {})", self.size.0, self.size.1, self.format)
+    }
+}
+
+struct OfTensor(Vec<u8>);
+
+impl AsRef<[u8]> for OfTensor {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+struct OfStorage(Tensor);
+
+impl AsRef<[u8]> for OfStorage {
+    fn as_ref(&self) -> &[u8] {
+        let (storage, layout) = self.0.storage_and_layout();
+        let (start, end) = layout.contiguous_offsets().expect("checked when it was made");
+        let Storage::Cpu(CpuStorage::F32(values)) = &*storage else { unreachable!("checked when it was made") };
+        let values: *const [f32] = &raw const values[start..end];
+        // SAFETY: the tensor is held by `self` and, being detached from every variable, never written; its values are plain bytes.
+        unsafe { std::slice::from_raw_parts(values.cast(), size_of::<f32>() * (end - start)) }
+    }
+}
+
+impl Matrix {
+    /// The rows at `range` of `bytes`. size: (out, in).
+    pub fn new(bytes: Bytes, range: Range<usize>, format: Format, size: (usize, usize)) -> Result<Self> {
+        let needed = size.0 * format.row_bytes(size.1)?;
+        let held = (*bytes).as_ref().len();
+        if range.len() != needed || range.end > held {
+            bail!("a matrix of {} x {} in {format} needs {needed} bytes, found {} of {held}", size.0, size.1, range.len());
+        }
+        let precision = if matches!(format, Format::F32 | Format::F16) { Precision::F32 } else { Precision::Bf16 };
+        Ok(Matrix { rows: Rows::Host { bytes, range, order: None }, format, size, precision })
+    }
+
+    /// A tensor (out, in) of f32, f16 or bf16, on its device; f32 is shared, not copied, unless it is a variable.
+    pub fn from_tensor(tensor: &Tensor) -> Result<Self> {
+        let (size, format) = (tensor.dims2()?, Format::of(tensor.dtype())?);
+        // a variable is written in place
+        let tensor = if tensor.is_variable() { tensor.detach().copy()? } else { tensor.detach().contiguous()? };
+        if !tensor.device().is_cpu() {
+            return Ok(Matrix { rows: Rows::Device(tensor), format, size, precision: Precision::F32 });
+        }
+        let length = size.0 * format.row_bytes(size.1)?;
+        let bytes: Bytes = match format {
+            Format::F32 => Arc::new(OfStorage(tensor)),
+            Format::F16 => Arc::new(OfTensor(to_bytes(&tensor.flatten_all()?.to_vec1::<half::f16>()?, |v| v.to_le_bytes()))),
+            _ => Arc::new(OfTensor(to_bytes(&tensor.flatten_all()?.to_vec1::<half::bf16>()?, |v| v.to_le_bytes()))),
+        };
+        Matrix::new(bytes, 0..length, format, size)
+    }
+
+    /// The same rows, multiplied with another precision.
+    pub fn with_precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
+        self
+    }
+
+    /// (out, in).
+    pub fn size(&self) -> (usize, usize) {
+        self.size
+    }
+
+    /// How the rows lie in memory.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// The same matrix with its rows in another order: row i is what lies at place `order[i]`. Nothing is moved.
+    pub fn reordered(mut self, order: Vec<u32>) -> Result<Self> {
+        let mut seen = vec![false; self.size.0];
+        order.iter().for_each(|&at| seen.get_mut(at as usize).into_iter().for_each(|seen| *seen = true));
+        if order.len() != self.size.0 || seen.contains(&false) {
+            bail!("an order of {} rows is not one of a matrix of {}", order.len(), self.size.0);
+        }
+        match &mut self.rows {
+            Rows::Host { order: own, .. } => *own = Some(order.into()),
+            Rows::Device(tensor) => *tensor = tensor.index_select(&Tensor::new(order, tensor.device())?, 0)?,
+        }
+        Ok(self)
+    }
+
+    /// Bytes that the rows take.
+    pub fn byte_count(&self) -> usize {
+        self.size.0 * (self.size.1 / self.format.block() * self.format.block_bytes())
+    }
+
+    /// The device that multiplies.
+    pub fn device(&self) -> &Device {
+        match &self.rows {
+            Rows::Host { .. } => &Device::Cpu,
+            Rows::Device(tensor) => tensor.device(),
+        }
+    }
+
+    /// The rows' tensor where another device holds it.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_device(&self) -> Option<&Tensor> {
+        match &self.rows {
+            Rows::Host { .. } => None,
+            Rows::Device(tensor) => Some(tensor),
+        }
+    }
+
+    /// All values, f32 (out, in).
+    pub fn to_tensor(&self) -> Result<Tensor> {
+        match &self.rows {
+            Rows::Host { .. } => self.rows(&(0..self.size.0 as u32).collect::<Vec<_>>()),
+            Rows::Device(tensor) => tensor.to_dtype(DType::F32),
+        }
+    }
+
+    /// The rows as the products read them.
+    fn right<'a>(&self, bytes: &'a Bytes, range: &Range<usize>, order: &'a Option<Arc<[u32]>>, turned: bool) -> Right<'a> {
+        let bytes = &(**bytes).as_ref()[range.clone()];
+        Right { bytes, format: self.format, columns: self.size.1, turned, order: order.as_deref() }
+    }
+
+    /// The rows of the given indices, f32 (indices, in): an embedding's look-up.
+    pub fn rows(&self, indices: &[u32]) -> Result<Tensor> {
+        let (rows, width) = self.size;
+        if let Some(index) = indices.iter().find(|&&index| index as usize >= rows) {
+            bail!("row {index} is outside a matrix of {rows} rows");
+        }
+        let (bytes, range, order) = match &self.rows {
+            Rows::Host { bytes, range, order } => (bytes, range, order),
+            Rows::Device(tensor) => return tensor.index_select(&Tensor::new(indices, tensor.device())?, 0)?.to_dtype(DType::F32),
+        };
+        let right = self.right(bytes, range, order, true);
+        let mut out = vec![0.0; indices.len() * width];
+        if width > 0 {
+            let work = |(out, &index): (&mut [f32], &u32)| self.format.read(right.row(index as usize), 0, out);
+            out.par_chunks_exact_mut(width).zip(indices).with_min_len(16).for_each(work);
+        }
+        Tensor::from_vec(out, (indices.len(), width), &Device::Cpu)
+    }
+
+    /// x W^T, with the gradient to x only. x: (..., in) -> (..., out).
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.rows {
+            Rows::Host { .. } => x.contiguous()?.apply_op1(MatrixLinear(self.clone())),
+            Rows::Device(tensor) => frozen_linear(x, tensor, None),
+        }
+    }
+
+    /// g W without a gradient: the gradient of the forward product's input. g: (..., out) -> (..., in).
+    pub fn backward(&self, grad: &Tensor) -> Result<Tensor> {
+        let grad = grad.detach().contiguous()?;
+        let shape = output_shape(grad.shape(), (self.size.1, self.size.0))?;
+        match &self.rows {
+            Rows::Host { .. } => Tensor::from_vec(self.multiply(&Values::of(&grad)?, false), shape, &Device::Cpu),
+            Rows::Device(tensor) => grad.reshape(((), self.size.0))?.matmul(&tensor.to_dtype(grad.dtype())?)?.reshape(shape),
+        }
+    }
+
+    fn multiply(&self, x: &[f32], turned: bool) -> Vec<f32> {
+        let Rows::Host { bytes, range, order } = &self.rows else { unreachable!("both callers have looked") };
+        let (outputs, inputs) = self.size;
+        let (k, n) = if turned { (inputs, outputs) } else { (outputs, inputs) };
+        rows_times(x, self.right(bytes, range, order, turned), (k, n), self.precision)
+    }
+}
+
+fn to_bytes<T: Copy, const N: usize>(values: &[T], bytes: impl Fn(T) -> [u8; N]) -> Vec<u8> {
+    values.iter().flat_map(|&value| bytes(value)).collect()
+}
+
+struct MatrixLinear(Matrix);
+
+impl CustomOp1 for MatrixLinear {
+    fn name(&self) -> &'static str {
+        "frozen-matrix"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let shape = output_shape(layout.shape(), self.0.size)?;
+        Ok((CpuStorage::F32(self.0.multiply(values(x, layout)?, true)), shape))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        Ok(Some(self.0.backward(grad)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Var;
+
+    fn noise(rows: usize, columns: usize) -> Tensor {
+        let values: Vec<f32> = (0..rows * columns).map(|i| ((i * 7919) % 2003) as f32 / 1001.5 - 1.0).collect();
+        Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap()
+    }
+
+    fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
+        (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
+    }
+
+    #[test]
+    fn forward_and_gradient_equal_candles_and_the_weight_has_none() {
+        for rows in [3, 40] {
+            let (x, weight) = (Var::from_tensor(&noise(rows, 70)).unwrap(), Var::from_tensor(&noise(50, 70)).unwrap());
+            let matrix = Matrix::from_tensor(&weight).unwrap();
+            let y = matrix.forward(x.as_tensor()).unwrap();
+            assert!(
+                largest_difference(&y.detach(), &x.as_detached_tensor().matmul(&weight.as_detached_tensor().t().unwrap()).unwrap()) < 1e-5
+            );
+            let upstream = noise(rows, 50);
+            let store = (&y * &upstream).unwrap().sum_all().unwrap().backward().unwrap();
+            let expected = upstream.matmul(&weight.as_detached_tensor()).unwrap();
+            assert!(largest_difference(store.get(&x).unwrap(), &expected) < 1e-5);
+            assert!(store.get(&weight).is_none());
+        }
+    }
+
+    #[test]
+    fn rows_are_looked_up_and_reordered_without_being_moved() {
+        let weight = noise(6, 8);
+        let order = [4, 2, 0, 5, 3, 1];
+        let matrix = Matrix::from_tensor(&weight.to_dtype(DType::BF16).unwrap()).unwrap();
+        let expected = weight.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
+        let expected = expected.index_select(&Tensor::new(&order, &Device::Cpu).unwrap(), 0).unwrap();
+        let matrix = matrix.reordered(order.to_vec()).unwrap();
+        assert_eq!(matrix.to_tensor().unwrap().to_vec2::<f32>().unwrap(), expected.to_vec2::<f32>().unwrap());
+        assert_eq!(matrix.rows(&[1, 1]).unwrap().to_vec2::<f32>().unwrap()[1], expected.to_vec2::<f32>().unwrap()[1]);
+        let exact = matrix.with_precision(Precision::F32);
+        for rows in [2, 20] {
+            let (x, grad) = (noise(rows, 8), noise(rows, 6));
+            assert!(largest_difference(&exact.forward(&x).unwrap(), &x.matmul(&expected.t().unwrap()).unwrap()) < 1e-5);
+            assert!(largest_difference(&exact.backward(&grad).unwrap(), &grad.matmul(&expected).unwrap()) < 1e-5);
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_both_sizes() {
+        let bytes: Bytes = Arc::new(vec![0u8; 64]);
+        assert!(Matrix::new(bytes.clone(), 0..64, Format::F32, (4, 5)).unwrap_err().to_string().contains("80 bytes"));
+        let matrix = Matrix::new(bytes, 0..64, Format::F32, (4, 4)).unwrap();
+        assert!(matrix.rows(&[4]).is_err());
+        assert!(matrix.forward(&noise(2, 5)).is_err());
+        assert!(matrix.clone().reordered(vec![0, 1, 2, 2]).is_err());
+    }
+}

@@ -1,0 +1,100 @@
+use candle_core::{DType, Device, Tensor};
+use ctscribe_ops::{
+    Attention, ConvPadding, Matrix, attention, depthwise_conv3d, geglu, layer_norm, linear_cross_entropy, rms_norm, rope, rope_tables,
+    swiglu,
+};
+
+use super::check::{agrees, device, random};
+
+const TYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+
+#[test]
+fn attention_agrees_for_every_head_width_mask_and_grouping() {
+    let Some(device) = device() else { return };
+    for dtype in TYPES {
+        for (d, (l, m)) in [32, 64, 80, 128].into_iter().flat_map(|d| [(1, 7), (65, 65), (33, 130)].map(|sizes| (d, sizes))) {
+            for (heads, kv, causal) in [(4, 4, true), (4, 2, false), (6, 1, true)] {
+                let inputs = [random(&[2, heads, l, d], 1), random(&[2, kv, m, d], 2), random(&[2, kv, m, d], 3)];
+                let options = Attention { causal, ..Attention::full(1.0 / (d as f64).sqrt()) };
+                agrees(&format!("attention D {d}, L {l}, M {m}"), &device, dtype, &inputs, &|x| attention(&x[0], &x[1], &x[2], &options));
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_with_padded_keys_agrees() {
+    let Some(device) = device() else { return };
+    let mask: Vec<f32> = (0..2 * 70).map(|i| f32::from(u8::from(i % 70 < 40 + i / 70 * 20))).collect();
+    let mask = Tensor::from_vec(mask, (2, 70), &Device::Cpu).unwrap();
+    for dtype in TYPES {
+        let inputs = [random(&[2, 3, 40, 64], 1), random(&[2, 3, 70, 64], 2), random(&[2, 3, 70, 64], 3)];
+        agrees("masked attention", &device, dtype, &inputs, &|x| {
+            let mask = mask.to_device(x[0].device())?;
+            attention(&x[0], &x[1], &x[2], &Attention { key_mask: Some(&mask), ..Attention::full(0.125) })
+        });
+    }
+}
+
+#[test]
+fn one_query_against_its_cache_agrees_with_the_same_query_among_others() {
+    let Some(device) = device() else { return };
+    let on_device = |shape: &[usize], seed| random(shape, seed).to_dtype(DType::BF16).unwrap().to_device(&device).unwrap();
+    let (q, k, v) = (on_device(&[2, 8, 5, 128], 1), on_device(&[2, 4, 1000, 128], 2), on_device(&[2, 4, 1000, 128], 3));
+    let options = Attention { causal: true, ..Attention::full(0.09) };
+    let values = |x: &Tensor| x.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let all = attention(&q, &k, &v, &options).unwrap().narrow(2, 4, 1).unwrap();
+    let one = attention(&q.narrow(2, 4, 1).unwrap(), &k, &v, &options).unwrap();
+    assert!(values(&all).iter().zip(values(&one)).all(|(a, b)| (a - b).abs() < 1e-2));
+}
+
+#[test]
+fn norms_agree() {
+    let Some(device) = device() else { return };
+    for dtype in TYPES {
+        for width in [4, 100, 512, 4096] {
+            let inputs = [random(&[3, 11, width], 1), random(&[width], 2), random(&[width], 3)];
+            agrees("layer norm", &device, dtype, &inputs, &|x| layer_norm(&x[0], &x[1], Some(&x[2]), 1e-5));
+            agrees("rms norm", &device, dtype, &inputs[..2], &|x| rms_norm(&x[0], &x[1], 1e-5));
+        }
+    }
+}
+
+#[test]
+fn rope_and_gated_activations_agree() {
+    let Some(device) = device() else { return };
+    for dtype in TYPES {
+        agrees("rope", &device, dtype, &[random(&[2, 3, 17, 128], 1)], &|x| {
+            let (cos, sin) = rope_tables(5, 17, 128, 1e4, x[0].device())?;
+            rope(&x[0], &cos, &sin)
+        });
+        let gates = [random(&[5, 1003], 1), random(&[5, 1003], 2)];
+        agrees("swiglu", &device, dtype, &gates, &|x| swiglu(&x[0], &x[1]));
+        agrees("geglu", &device, dtype, &gates, &|x| geglu(&x[0], &x[1]));
+    }
+}
+
+#[test]
+fn depthwise_convolution_agrees() {
+    let Some(device) = device() else { return };
+    for dtype in TYPES {
+        for padding in [ConvPadding::Causal, ConvPadding::Same] {
+            let inputs = [random(&[2, 5, 4, 7, 40], 1), random(&[40, 1, 3, 3, 3], 2), random(&[40], 3)];
+            agrees("conv3d", &device, dtype, &inputs, &|x| depthwise_conv3d(&x[0], &x[1], &x[2], padding));
+        }
+    }
+}
+
+#[test]
+fn cross_entropy_of_a_head_agrees() {
+    let Some(device) = device() else { return };
+    let (targets, weights): (Vec<u32>, Vec<f32>) = (0..37u32).map(|i| (i * 13 % 1001, if i % 4 == 1 { 0.0 } else { 1.0 / 28.0 })).unzip();
+    let head = random(&[1001, 64], 2);
+    for dtype in TYPES {
+        agrees("cross-entropy", &device, dtype, &[random(&[37, 64], 1)], &|x| {
+            let to = x[0].device();
+            let head = Matrix::from_tensor(&head.to_dtype(dtype)?.to_dtype(x[0].dtype())?.to_device(to)?)?;
+            linear_cross_entropy(&x[0], &head, &Tensor::new(targets.as_slice(), to)?, &Tensor::new(weights.as_slice(), to)?)
+        });
+    }
+}

@@ -1,0 +1,183 @@
+//! The work of the peers' scripts: same shapes, same inputs' kind.
+
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use ctscribe_lora::{LoraConfig, Targets};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::{Measured, measure};
+use crate::config::{Config, OptimizerConfig};
+use crate::generate::open_llama;
+use crate::text::bert::{BertConfig, BertEncoder};
+use crate::train::{AdamW, clip};
+use crate::vision::CtVit;
+use crate::weights::Params;
+use crate::{Error, Result, volume};
+
+/// One LoRA training step: r 8, alpha 16, AdamW, gradients clipped at 1.
+#[derive(Debug, Clone)]
+pub struct StepOptions {
+    /// Visual tokens before the text.
+    pub visual: usize,
+    /// Text tokens without a label.
+    pub prompt: usize,
+    /// Text tokens with one.
+    pub text: usize,
+    /// Sequences.
+    pub batch: usize,
+    /// Whether layers are run again in the backward pass.
+    pub recompute: bool,
+    /// The adapted projections.
+    pub targets: Vec<String>,
+    /// Runs on the clock.
+    pub runs: usize,
+}
+
+fn ids(rng: &mut ChaCha8Rng, batch: usize, length: usize, vocabulary: usize) -> Result<Tensor> {
+    let ids: Vec<u32> = (0..batch * length).map(|_| rng.random_range(3..vocabulary as u32)).collect();
+    Ok(Tensor::from_vec(ids, (batch, length), &Device::Cpu)?)
+}
+
+fn noise(rng: &mut ChaCha8Rng, shape: &[usize], scale: f32) -> Result<Tensor> {
+    let values: Vec<f32> = (0..shape.iter().product()).map(|_| rng.random_range(-scale..scale)).collect();
+    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+}
+
+/// Times a LoRA training step of the base in `base`.
+pub fn lora_step(base: &Path, options: &StepOptions) -> Result<Measured> {
+    let mut model = open_llama(base)?;
+    model.attach_lora(&LoraConfig::plain(8, 16.0, Targets::Names(options.targets.clone())), 1)?;
+    model.set_recompute(options.recompute);
+    let config = OptimizerConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, no_decay: vec![] };
+    let mut optimizer = AdamW::new(model.lora_vars(), config);
+    let (mut rng, sizes) = (ChaCha8Rng::seed_from_u64(0), model.config().clone());
+    let StepOptions { visual, prompt, text, batch, .. } = *options;
+    let patches = noise(&mut rng, &[batch, visual, sizes.hidden_size], 0.02)?;
+    let words = ids(&mut rng, batch, prompt + text, sizes.vocab_size)?;
+    let length = visual + prompt + text;
+    let labels: Vec<Vec<u32>> = words.to_vec2()?;
+    let next = |words: &[u32], at: usize| (at + 1).checked_sub(visual).and_then(|at| words.get(at)).copied().unwrap_or(0);
+    let targets: Vec<Vec<u32>> = labels.iter().map(|words| (0..length).map(|at| next(words, at)).collect()).collect();
+    let weights: Vec<f32> = (0..length).map(|at| if at + 1 >= visual + prompt && at + 1 < length { 1.0 } else { 0.0 }).collect();
+    let weights = vec![weights; batch];
+    measure(options.runs, || {
+        let input = Tensor::cat(&[&patches, &model.embed(&words)?], 1)?;
+        let hidden = model.forward(&input, None, None)?;
+        let loss = (model.loss_sum(&hidden, &targets, &weights)? / (batch * text) as f64)?;
+        let (gradients, _) = clip(optimizer.gradients(&mut loss.backward()?), Some(1.0))?;
+        optimizer.step(&gradients, 1e-4)
+    })
+}
+
+/// Greedy decoding after a prompt.
+#[derive(Debug, Clone)]
+pub struct DecodeOptions {
+    /// Embeddings before the first new token.
+    pub prompt: usize,
+    /// New tokens.
+    pub new: usize,
+    /// Runs on the clock.
+    pub runs: usize,
+}
+
+/// Times `options.new` tokens after a prompt that was read before the clock started.
+pub fn decode(base: &Path, options: &DecodeOptions) -> Result<Measured> {
+    let model = open_llama(base)?;
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let prompt = model.embed(&ids(&mut rng, 1, options.prompt, model.config().vocab_size)?)?;
+    let mut start = model.cache(1, options.prompt + options.new + 1);
+    model.forward_cached(&prompt, &mut start)?;
+    measure(options.runs, || {
+        let (mut cache, mut word) = (start.clone(), 5u32);
+        for _ in 0..options.new {
+            let hidden = model.forward_cached(&model.embed(&Tensor::new(&[[word]], &Device::Cpu)?)?, &mut cache)?;
+            word = model.logits(&hidden)?.flatten_all()?.argmax(0)?.to_scalar()?;
+        }
+        Ok(())
+    })
+}
+
+/// Times reading a prompt and the logits of its last position.
+pub fn prefill(base: &Path, options: &DecodeOptions) -> Result<Measured> {
+    let model = open_llama(base)?;
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let prompt = model.embed(&ids(&mut rng, 1, options.prompt, model.config().vocab_size)?)?;
+    measure(options.runs, || {
+        let hidden = model.forward_cached(&prompt, &mut model.cache(1, options.prompt))?;
+        model.logits(&hidden.narrow(1, options.prompt - 1, 1)?)?;
+        Ok(())
+    })
+}
+
+/// CT-CLIP's CT-ViT with random weights for volumes of (D, H, W).
+fn ct_vit(shape: [usize; 3], params: &Params) -> Result<CtVit> {
+    let mut config = Config::load("ct-rate-llama2-7b", &[])?.vision.ct_vit;
+    config.image_size = [shape[1], shape[2]];
+    let faults = config.faults("shape", shape);
+    if !faults.is_empty() {
+        return Err(Error::Config { source_name: "the command line".to_string(), faults });
+    }
+    CtVit::new(&config, params)
+}
+
+/// Times CT-ViT's encoding of one volume (D, H, W), quantisation included.
+pub fn encode(shape: [usize; 3], runs: usize) -> Result<Measured> {
+    let model = ct_vit(shape, &Params::fresh(1, &Device::Cpu).frozen())?;
+    let volume = noise(&mut ChaCha8Rng::seed_from_u64(0), &[1, 1, shape[0], shape[1], shape[2]], 1.0)?;
+    measure(runs, || {
+        model.quantize(&model.encode(&volume)?)?;
+        Ok(())
+    })
+}
+
+/// Times CT-ViT's forward and backward pass and an AdamW step on one volume (D, H, W).
+pub fn train_encoder(shape: [usize; 3], recompute: bool, runs: usize) -> Result<Measured> {
+    let params = Params::fresh(1, &Device::Cpu);
+    let mut model = ct_vit(shape, &params)?;
+    model.set_recompute(recompute);
+    let config = OptimizerConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, no_decay: vec![] };
+    let mut optimizer = AdamW::new(params.trainable(), config);
+    let volume = noise(&mut ChaCha8Rng::seed_from_u64(0), &[1, 1, shape[0], shape[1], shape[2]], 1.0)?;
+    measure(runs, || {
+        let loss = model.encode(&volume)?.sqr()?.mean_all()?;
+        let gradients = optimizer.gradients(&mut loss.backward()?);
+        optimizer.step(&gradients, 1e-5)
+    })
+}
+
+/// Times reading a scan and preparing it as CT-CLIP does.
+pub fn prepare_file(path: &Path, target: [usize; 3], runs: usize) -> Result<Measured> {
+    let mut config = Config::load("ct-rate-llama2-7b", &[])?.volume;
+    config.target_shape = target;
+    config.target_spacing_mm = [1.5, 0.75, 0.75];
+    measure(runs, || {
+        volume::prepare(&volume::read(path)?, &config, None)?;
+        Ok(())
+    })
+}
+
+/// Times BERT-base with random weights on `sentences` sentences of `tokens` tokens.
+pub fn text_encoder(sentences: usize, tokens: usize, runs: usize) -> Result<Measured> {
+    let config = BertConfig {
+        vocab_size: 30_522,
+        hidden_size: 768,
+        num_hidden_layers: 12,
+        num_attention_heads: 12,
+        intermediate_size: 3072,
+        max_position_embeddings: 512,
+        type_vocab_size: 2,
+        layer_norm_eps: 1e-12,
+        pad_token_id: 0,
+        hidden_dropout_prob: 0.0,
+        model_type: "bert".to_string(),
+    };
+    let model = BertEncoder::new(&config, &Params::fresh(1, &Device::Cpu).frozen())?;
+    let ids = ids(&mut ChaCha8Rng::seed_from_u64(0), sentences, tokens, 30_000)?;
+    let mask = ids.ones_like()?;
+    measure(runs, || {
+        model.forward(&ids, &mask)?;
+        Ok(())
+    })
+}
