@@ -38,6 +38,7 @@ pub mod generate;
 pub mod assess;
 pub mod compare;
 pub mod document;
+pub mod plan;
 pub mod train;
 pub mod viewer;
 

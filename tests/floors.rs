@@ -11,7 +11,7 @@ const FLOORS: [&[&str]; 10] = [
     &["vision", "structure", "decoder", "data"],
     &["config"],
     &["generate", "evaluate"],
-    &["train", "assess", "compare", "document", "viewer"],
+    &["train", "assess", "compare", "document", "viewer", "plan"],
     &["run_page"],
     &["bench", "demo", "verify"],
     &["cli", "main"],

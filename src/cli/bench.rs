@@ -8,6 +8,8 @@ use serde_json::json;
 use crate::Result;
 use crate::bench::{DecodeOptions, Measured, StepOptions, decode, encode, lora_step, prefill, prepare_file, text_encoder, train_encoder};
 
+use super::run::three;
+
 /// Arguments of `bench`.
 #[derive(Debug, Parser)]
 pub struct Args {
@@ -68,7 +70,7 @@ enum Work {
     /// CT-ViT's encoding of a volume.
     Encode {
         /// Its voxels along z, y, x.
-        #[arg(long, value_delimiter = ',', num_args = 3, default_values_t = [240, 480, 480], value_name = "D,H,W")]
+        #[arg(long, value_delimiter = ',', num_args = 1..=3, default_values_t = [240, 480, 480], value_name = "D,H,W")]
         shape: Vec<usize>,
         /// Forward and backward pass and an optimiser step.
         #[arg(long)]
@@ -90,7 +92,7 @@ enum Work {
 impl Args {
     pub(super) fn run(self) -> Result<()> {
         let runs = self.runs;
-        let voxels = |shape: &[usize]| [shape[0], shape[1], shape[2]];
+        let voxels = |shape: &[usize]| three("--shape", shape);
         let (name, tokens, measured) = match self.work {
             Work::LoraStep { base, visual, prompt, text, batch, recompute, targets } => {
                 let options = StepOptions { visual, prompt, text, batch, recompute, targets, runs };
@@ -98,8 +100,8 @@ impl Args {
             }
             Work::Decode { base, prompt, new } => ("decode", new, decode(&base, &DecodeOptions { prompt, new, runs })?),
             Work::Prefill { base, prompt } => ("prefill", prompt, prefill(&base, &DecodeOptions { prompt, new: 0, runs })?),
-            Work::Encode { shape, train: false, .. } => ("encode", 1, encode(voxels(&shape), runs)?),
-            Work::Encode { shape, recompute, .. } => ("train-encoder", 1, train_encoder(voxels(&shape), recompute, runs)?),
+            Work::Encode { shape, train: false, .. } => ("encode", 1, encode(voxels(&shape)?, runs)?),
+            Work::Encode { shape, recompute, .. } => ("train-encoder", 1, train_encoder(voxels(&shape)?, recompute, runs)?),
             Work::Prepare { scan } => ("prepare", 1, prepare_file(&scan, [240, 480, 480], runs)?),
             Work::TextEncoder => ("text-encoder", 64, text_encoder(64, 40, runs)?),
         };

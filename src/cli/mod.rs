@@ -13,6 +13,7 @@ mod inspect;
 mod instruments;
 mod observe;
 mod phantom;
+mod plan;
 mod prepare;
 mod retrieve;
 mod run;
@@ -66,6 +67,8 @@ enum Command {
     Config(config::Args),
     /// What the text rules make of a table of reports.
     Text(text::Args),
+    /// Disk, memory and hours of a run, before it begins.
+    Plan(plan::Args),
     /// Write synthetic chests in CT-RATE's layout.
     Phantom(phantom::Args),
     /// Time one piece of work: a training step, decoding, encoding, preparation.
@@ -93,6 +96,7 @@ impl Cli {
             Command::Weights(args) => args.run(),
             Command::Config(args) => args.run(),
             Command::Text(args) => args.run(),
+            Command::Plan(args) => args.run(),
             Command::Phantom(args) => args.run(),
             Command::Bench(args) => args.run(),
             Command::Verify(args) => args.run(),

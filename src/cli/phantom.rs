@@ -12,6 +12,8 @@ use crate::train::Progress;
 use crate::weights::{Mix, Source, copy_files, write_aside, write_gguf, write_shards};
 use crate::{Error, Result};
 
+use super::run::three;
+
 /// Arguments of `phantom`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -25,7 +27,7 @@ pub struct Args {
     #[arg(long, default_value_t = 40)]
     valid: usize,
     /// Nominal spacing in mm along z, y, x.
-    #[arg(long, value_delimiter = ',', num_args = 3, value_name = "Z,Y,X")]
+    #[arg(long, value_delimiter = ',', num_args = 1..=3, value_name = "Z,Y,X")]
     spacing_mm: Option<Vec<f64>>,
     /// Where every random number comes from.
     #[arg(long, default_value_t = 7)]
@@ -113,7 +115,7 @@ impl Args {
         let own = preset.phantoms.ok_or_else(|| Error::Invalid("the preset `phantom` draws no phantoms".to_string()))?;
         let mut config = PhantomConfig { train: self.train, valid: self.valid, seed: self.seed, ..own };
         if let Some(spacing) = self.spacing_mm {
-            config.spacing_mm = [spacing[0], spacing[1], spacing[2]];
+            config.spacing_mm = three("--spacing-mm", &spacing)?;
         }
         let faults = config.faults("phantom");
         if !faults.is_empty() {

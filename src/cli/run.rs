@@ -121,3 +121,8 @@ pub fn some_failed(failed: &[(String, String)], total: usize) -> Result<()> {
         }
     }
 }
+
+/// The three numbers of an argument, given as `a,b,c` or `a b c`.
+pub fn three<T: Copy + std::fmt::Debug>(name: &str, values: &[T]) -> Result<[T; 3]> {
+    values.try_into().map_err(|_| Error::Invalid(format!("{name}: {values:?}; expected three numbers")))
+}

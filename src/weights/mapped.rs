@@ -81,6 +81,11 @@ impl Mapped {
         self.entries.keys()
     }
 
+    /// Bytes of all tensors.
+    pub fn bytes(&self) -> u64 {
+        self.entries.values().map(|entry| entry.range.len() as u64).sum()
+    }
+
     /// A tensor's shape.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.entries.get(name).map(|entry| entry.shape.as_slice())

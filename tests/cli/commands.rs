@@ -69,6 +69,51 @@ fn an_adapter_is_inspected_and_merged_into_its_base() {
 }
 
 #[test]
+fn a_plan_tells_what_each_stage_needs_and_what_the_machine_lacks() {
+    let plan: serde_json::Value = serde_json::from_str(&succeed(&["plan", "--config", "ct-rate-llama2-7b", "--json"])).unwrap();
+    let stages = plan["stages"].as_array().unwrap();
+    let stage = |name: &str| stages.iter().find(|stage| stage["name"] == name).unwrap();
+    // 25,692 volumes of 160 x 320 x 320 in 16 bits; LLaMA2-7B's 13.5 GB lie in memory whatever else does
+    assert_eq!(stage("prepare")["disk_bytes"].as_u64().unwrap(), 2 * 160 * 320 * 320 * 25_692);
+    let memory = stage("train report --decoder llama")["memory_bytes"].as_f64().unwrap();
+    assert!((13.5e9..18e9).contains(&memory), "{memory}");
+    assert!(stages.iter().all(|stage| stage["hours"].as_f64().unwrap() > 0.0), "{stages:?}");
+    let kept =
+        ["plan", "--config", "ct-rate-llama2-7b", "--json", "--set", "llama.training.recompute=false", "--studies", "10", "--test", "1"];
+    let kept: serde_json::Value = serde_json::from_str(&succeed(&kept)).unwrap();
+    assert!(kept["stages"][3]["memory_bytes"].as_f64().unwrap() > memory);
+    assert_eq!(kept["stages"][0]["disk_bytes"].as_u64().unwrap(), 2 * 160 * 320 * 320 * 10);
+    let table = succeed(&["plan", "--config", "phantom"]);
+    assert!(table.contains("train structure") && table.contains("the run's own language model"), "{table}");
+    let huge = succeed(&[
+        "plan",
+        "--config",
+        "ct-rate-llama2-7b",
+        "--set",
+        "llama.training.micro_batch=16",
+        "--set",
+        "llama.training.recompute=false",
+        "--studies",
+        "900000000",
+    ]);
+    assert!(huge.contains("too little: train report --decoder llama") && huge.contains("of disk are needed"), "{huge}");
+}
+
+#[test]
+fn three_numbers_are_taken_with_commas_or_blanks_and_no_other_count() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, numbers) in [("a", vec!["8,8,8"]), ("b", vec!["8", "8", "8"])] {
+        let out = folder.path().join(name);
+        let arguments = ["phantom", "--out", text(&out), "--train", "1", "--valid", "1", "--spacing-mm"];
+        succeed(&arguments.into_iter().chain(numbers).collect::<Vec<_>>());
+        assert!(std::fs::read_dir(&out).unwrap().count() > 0);
+    }
+    let out = folder.path().join("c");
+    let (code, _, message) = run(&["phantom", "--out", text(&out), "--spacing-mm", "8,8"]);
+    assert!(code == 1 && message.contains("--spacing-mm: [8.0, 8.0]; expected three numbers"), "{code}: {message}");
+}
+
+#[test]
 fn presets_are_listed_shown_and_checked() {
     let names = succeed(&["config", "list"]);
     assert_eq!(names.lines().collect::<Vec<_>>(), ["phantom", "ct-rate-llama2-7b", "ct-rate-bert", "reference-code", "ctrg-548k"]);

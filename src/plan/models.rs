@@ -1,0 +1,206 @@
+//! Parameters, operations and kept values of the models, counted from their sizes.
+
+use crate::config::Config;
+use crate::decoder::LlamaConfig;
+use crate::decoder::bert::BertDecoderConfig;
+use crate::vision::CtVitConfig;
+use crate::weights::Mapped;
+use crate::{Error, Result};
+
+/// How a model is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pass {
+    /// Forward only.
+    Forward,
+    /// Forward and backward.
+    Train,
+    /// Forward, once more layer by layer, and backward.
+    Recompute,
+}
+
+/// A stack of layers over one sequence.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Model {
+    /// Parameters.
+    pub parameters: f64,
+    /// Whether the parameters learn: the backward pass then has two products for each of the forward's, else one.
+    pub learns: bool,
+    /// Layers.
+    pub layers: usize,
+    /// Tokens.
+    pub tokens: usize,
+    /// Width of a token.
+    pub width: usize,
+    /// Operations of the forward pass.
+    pub forward: f64,
+    /// Values that a layer keeps of a token for the backward pass.
+    pub kept: usize,
+}
+
+impl Model {
+    /// Operations of a pass over the sequence.
+    pub fn operations(&self, pass: Pass) -> f64 {
+        let backward = if self.learns { 2.0 } else { 1.0 };
+        self.forward
+            * match pass {
+                Pass::Forward => 1.0,
+                Pass::Train => 1.0 + backward,
+                Pass::Recompute => 2.0 + backward,
+            }
+    }
+
+    /// Values held at a pass's peak, the parameters left out. The backward pass of a layer holds gradients beside what was kept.
+    pub fn held(&self, pass: Pass) -> f64 {
+        let (layers, layer) = (self.layers as f64, (self.tokens * self.kept) as f64);
+        match pass {
+            Pass::Forward => layer,
+            Pass::Train => (layers + 1.0) * layer,
+            Pass::Recompute => layers * (self.tokens * self.width) as f64 + 2.0 * layer,
+        }
+    }
+}
+
+/// LLaMA's frozen base.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Base {
+    /// Its sizes.
+    pub config: LlamaConfig,
+    /// Bytes of its weights.
+    pub bytes: u64,
+}
+
+/// The base that a run's LLaMA stands on, as far as it is at hand, and what was assumed of it.
+pub fn base(config: &Config) -> Result<(Vec<String>, Base)> {
+    let values = |sizes: &LlamaConfig| sizes.tensors().iter().map(|(_, shape, _)| shape.iter().product::<usize>()).sum::<usize>() as u64;
+    if let Some(language) = &config.language {
+        let mut sizes = language.model.clone();
+        sizes.vocab_size = if sizes.vocab_size == 0 { language.vocabulary } else { sizes.vocab_size };
+        let bytes = 4 * values(&sizes);
+        return Ok((vec![format!("LLaMA: the run's own language model, {:.1} MB", bytes as f64 / 1e6)], Base { config: sizes, bytes }));
+    }
+    let folder =
+        config.llama.base.as_ref().ok_or_else(|| Error::Invalid("llama.base: null, and there is no language model".to_string()))?;
+    if !folder.exists() {
+        let sizes = LlamaConfig::named("llama2-7b")?;
+        let bytes = 2 * values(&sizes);
+        return Ok((
+            vec![format!("{}: not at hand; LLaMA2-7B's sizes in 16 bits are assumed", folder.display())],
+            Base { config: sizes, bytes },
+        ));
+    }
+    let mapped = Mapped::open(folder)?;
+    let sizes = match mapped.gguf() {
+        Some(metadata) if !folder.is_dir() => LlamaConfig::of_gguf(folder, metadata, mapped.shape("lm_head.weight").is_none())?,
+        _ => LlamaConfig::read(&folder.join("config.json"))?,
+    };
+    let bytes = mapped.bytes();
+    Ok((vec![format!("{}: {:.2} GB of weights", folder.display(), bytes as f64 / 1e9)], Base { config: sizes, bytes }))
+}
+
+/// LLaMA on `tokens`, `labelled` of them with a next token to learn.
+pub fn llama(sizes: &LlamaConfig, tokens: usize, labelled: usize) -> Model {
+    let (h, f, layers) = (sizes.hidden_size, sizes.intermediate_size, sizes.num_hidden_layers);
+    let (q, kv) = (sizes.num_attention_heads * sizes.head_width(), sizes.kv_heads() * sizes.head_width());
+    let layer = (h * (2 * q + 2 * kv + 3 * f)) as f64;
+    let (t, words) = (tokens as f64, (sizes.vocab_size * h) as f64);
+    Model {
+        parameters: layer * layers as f64 + 2.0 * words,
+        learns: false,
+        layers,
+        tokens,
+        width: h,
+        // a causal token sees half of the others, in two products
+        forward: 2.0 * layer * layers as f64 * t + 2.0 * t * t * (q * layers) as f64 + 2.0 * words * labelled as f64,
+        kept: 6 * h + 3 * q + 3 * kv + 3 * f,
+    }
+}
+
+/// Values of LoRA's adapters and the projector.
+pub fn adapters(config: &Config, sizes: &LlamaConfig) -> f64 {
+    let (h, f) = (sizes.hidden_size, sizes.intermediate_size);
+    let (q, kv) = (sizes.num_attention_heads * sizes.head_width(), sizes.kv_heads() * sizes.head_width());
+    let projections = [
+        ("q_proj", h + q),
+        ("k_proj", h + kv),
+        ("v_proj", h + kv),
+        ("o_proj", q + h),
+        ("gate_proj", h + f),
+        ("up_proj", h + f),
+        ("down_proj", f + h),
+    ];
+    let lora = &config.llama.lora;
+    let adapted = |layer: usize, (name, size): &(&str, usize)| {
+        let part = if name.starts_with(['q', 'k', 'v', 'o']) { "self_attn" } else { "mlp" };
+        let path = format!("model.layers.{layer}.{part}.{name}");
+        if lora.targets(&path) { lora.rank(&path) * size } else { 0 }
+    };
+    let lora: usize = (0..sizes.num_hidden_layers).flat_map(|layer| projections.iter().map(move |one| adapted(layer, one))).sum();
+    (lora + config.structure.queries.width() * h) as f64
+}
+
+/// The BERT decoder on `tokens` that look at `visual` tokens.
+pub fn bert(sizes: &BertDecoderConfig, vocabulary: usize, tokens: usize, visual: usize) -> Model {
+    let (h, f, layers) = (sizes.hidden_size, sizes.intermediate_size, sizes.num_hidden_layers);
+    let layer = (8 * h * h + 2 * h * f) as f64;
+    let (t, v) = (tokens as f64, visual as f64);
+    Model {
+        parameters: layer * layers as f64 + ((vocabulary + sizes.max_position_embeddings) * h) as f64,
+        learns: true,
+        layers,
+        tokens,
+        width: h,
+        // own products on its tokens, the visual tokens' keys and values, the words' scores, attention
+        forward: 2.0 * layers as f64 * ((layer - (2 * h * h) as f64) * t + (2 * h * h) as f64 * v)
+            + 2.0 * (vocabulary * h) as f64 * t
+            + 2.0 * (h * layers) as f64 * t * (t + 2.0 * v),
+        kept: 14 * h + 2 * f,
+    }
+}
+
+/// CT-ViT on a volume of `frames` frames.
+pub fn ct_vit(sizes: &CtVitConfig, frames: usize) -> Model {
+    let [t, gh, gw] = sizes.grid(frames);
+    let (n, plane) = ((t * gh * gw) as f64, (gh * gw) as f64);
+    let (d, inner, layers) = (sizes.dim, sizes.heads * sizes.dim_head, sizes.spatial_depth + sizes.temporal_depth);
+    let hidden = d * 8 / 3;
+    let layer = (4 * d * inner + 3 * d * hidden + 27 * d) as f64;
+    let (patch, codes) = ((sizes.patch_voxels() * d) as f64, (sizes.codebook_size * d) as f64);
+    let seen = sizes.spatial_depth as f64 * plane + sizes.temporal_depth as f64 * t as f64;
+    Model {
+        parameters: layer * layers as f64 + patch + codes,
+        learns: true,
+        layers,
+        tokens: t * gh * gw,
+        width: d,
+        forward: 2.0 * n * (layer * layers as f64 + patch + codes) + 4.0 * n * inner as f64 * seen,
+        kept: 8 * d + 5 * inner + 3 * hidden,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn llama_2_7b_has_its_parameters_and_a_step_its_operations() {
+        let sizes = LlamaConfig::named("llama2-7b").unwrap();
+        let model = llama(&sizes, 526, 400);
+        assert!((model.parameters / 6.738e9 - 1.0).abs() < 1e-3, "{}", model.parameters);
+        // two operations a parameter and token, attention a few percent more, words only where they are learned
+        let products = 2.0 * (model.parameters - 2.0 * 131.072e6) * 526.0 + 2.0 * 131.072e6 * 400.0;
+        assert!((1.0..1.03).contains(&(model.operations(Pass::Forward) / products)));
+        assert_eq!(model.operations(Pass::Recompute), 3.0 * model.operations(Pass::Forward));
+        assert!(model.held(Pass::Recompute) < model.held(Pass::Train) / 8.0);
+    }
+
+    #[test]
+    fn ct_vit_s_parameters_are_those_of_the_encoder() {
+        let config = Config::load("ct-rate-llama2-7b", &[]).unwrap();
+        let sizes = config.vision.ct_vit;
+        let params = crate::weights::Params::fresh(7, &candle_core::Device::Cpu);
+        crate::vision::CtVit::new(&sizes, &params).unwrap();
+        let own: usize = params.trainable().iter().map(|(_, var)| var.elem_count()).sum();
+        let counted = ct_vit(&sizes, 160).parameters - (sizes.codebook_size * sizes.dim) as f64;
+        assert!((counted / own as f64 - 1.0).abs() < 0.02, "{counted} against {own}");
+    }
+}
