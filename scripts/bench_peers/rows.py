@@ -86,7 +86,7 @@ def prefill(tokens, name, label, speed):
 
 def ct_vit(name, work, shape, speed, memory, *train):
     peer = sides.script("p3_ctvit.py", "--shape", shape, "--train", "1" if train else "0", "--extra", "0", runs="--runs")
-    return Row(name, work, sides.bench("encode", None, "--shape", shape, *train), peer, f"{speed}x, memory {memory}x", speed, memory,
+    return Row(name, work, sides.bench("encode", None, "--shape", *shape.split(","), *train), peer, f"{speed}x, memory {memory}x", speed, memory,
                floor=compute_floor("f32"))
 
 
