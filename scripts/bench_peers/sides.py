@@ -50,11 +50,11 @@ class Places:
         return ended.stdout
 
     def first_line(self, command):
-        """The first line of JSON that `command` prints; what it would measure after that is not waited for."""
+        """The first measurement that `command` prints; what it would measure after that is not waited for."""
         with tempfile.TemporaryFile("w+") as errors:
             child = subprocess.Popen(list(map(str, command)), env=self.environment(), stdout=subprocess.PIPE, stderr=errors, text=True)
             with child.stdout as printed:
-                line = next((line for line in printed if line.startswith("{")), None)
+                line = next((line for line in printed if line.startswith('{"bench"')), None)
                 if line:
                     child.kill()
             child.wait()
