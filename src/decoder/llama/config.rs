@@ -110,11 +110,13 @@ impl LlamaConfig {
         })
     }
 
-    /// What [`LlamaConfig::of_gguf`] reads.
+    /// What [`LlamaConfig::of_gguf`] reads, and what llama.cpp asks for besides: which vocabulary the file holds.
     pub fn gguf(&self) -> GgufMetadata {
         let number = |value: usize| Value::U32(value as u32);
         let pairs = [
             ("general.architecture", Value::String("llama".to_string())),
+            // none: the tokenizer lies beside the file
+            ("tokenizer.ggml.model", Value::String("no_vocab".to_string())),
             ("llama.embedding_length", number(self.hidden_size)),
             ("llama.feed_forward_length", number(self.intermediate_size)),
             ("llama.block_count", number(self.num_hidden_layers)),
