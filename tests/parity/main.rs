@@ -11,3 +11,4 @@ mod metrics;
 mod preparation;
 mod splitter;
 mod structure;
+mod together;
