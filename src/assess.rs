@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::data::{Cache, CachedStudy, Subset};
+use crate::decoder::Drafting;
 use crate::evaluate::{Evaluation, Instruments, Pair, RetrievalScores, Writing, evaluate, references_sha256, retrieval};
 use crate::generate::{DecoderKind, Observed, Observer, Visual, Written};
 use crate::generate::{centre, decoder_files, encode_reports, open_decoder, stack_features, write_split};
@@ -99,7 +100,7 @@ fn weights_of(config: &Config, run: &Path, kind: DecoderKind) -> Result<BTreeMap
 }
 
 /// Does what writes reports and watches its time and memory.
-fn watched(write: impl FnOnce() -> Result<Vec<Written>>) -> Result<(Vec<Written>, Writing)> {
+fn watched(write: impl FnOnce() -> Result<(Vec<Written>, Option<Drafting>)>) -> Result<(Vec<Written>, Writing)> {
     let (over, started) = (AtomicBool::new(false), Instant::now());
     let (written, peak) = std::thread::scope(|scope| {
         let watcher = scope.spawn(|| {
@@ -114,9 +115,9 @@ fn watched(write: impl FnOnce() -> Result<Vec<Written>>) -> Result<(Vec<Written>
         over.store(true, Ordering::Relaxed);
         (written, watcher.join().unwrap_or(None))
     });
-    let (written, seconds) = (written?, started.elapsed().as_secs_f64());
+    let ((written, drafting), seconds) = (written?, started.elapsed().as_secs_f64());
     let tokens = written.iter().map(|written| written.tokens).sum();
-    Ok((written, Writing { tokens, seconds, tokens_per_second: tokens as f64 / seconds, peak_memory_mib: peak }))
+    Ok((written, Writing { tokens, seconds, tokens_per_second: tokens as f64 / seconds, peak_memory_mib: peak, drafting }))
 }
 
 /// How often memory is looked at.

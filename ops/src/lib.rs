@@ -36,11 +36,12 @@ mod simd;
 mod softmax;
 
 pub use activation::{geglu, gelu, swiglu};
-pub use attention::{Attention, attention, attention_with_weights};
+pub use attention::{Attention, attend_one, attention, attention_with_weights};
 pub use checkpoint::checkpoint;
 pub use conv3d::{ConvPadding, depthwise_conv3d};
 pub use cross_entropy::{cross_entropy, linear_cross_entropy};
 pub use dropout::dropout;
+pub use few::FEW_ROWS;
 pub use gemm::Precision;
 pub use linear::{frozen_linear, linear};
 pub use matrix::{Bytes, Format, Matrix};

@@ -1,7 +1,9 @@
 //! One piece of work at a time, timed as the peers' scripts time theirs: the figures of `docs/results.md` come from here.
 
 mod meter;
+mod report;
 mod work;
 
 pub use meter::{Measured, measure};
+pub use report::{ReportOptions, ReportTimes, report};
 pub use work::{DecodeOptions, StepOptions, decode, encode, lora_step, prefill, prepare_file, text_encoder, train_encoder};

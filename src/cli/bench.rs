@@ -3,12 +3,15 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use ctscribe_ops::FEW_ROWS;
 use serde_json::json;
 
 use crate::Result;
-use crate::bench::{DecodeOptions, Measured, StepOptions, decode, encode, lora_step, prefill, prepare_file, text_encoder, train_encoder};
+use crate::bench::{DecodeOptions, Measured, ReportOptions, StepOptions};
+use crate::bench::{decode, encode, lora_step, prefill, prepare_file, report, text_encoder, train_encoder};
+use crate::data::Subset;
 
-use super::run::three;
+use super::run::{print_json, three};
 
 /// Arguments of `bench`.
 #[derive(Debug, Parser)]
@@ -58,6 +61,24 @@ enum Work {
         #[arg(long, default_value_t = 64)]
         new: usize,
     },
+    /// Whole reports of a trained run, plainly and with guesses: both times, their ratio, guesses accepted.
+    Report {
+        /// The run's cache of prepared volumes.
+        #[arg(long, value_name = "FOLDER")]
+        data: PathBuf,
+        /// The run's folder.
+        #[arg(long, value_name = "FOLDER")]
+        run: PathBuf,
+        /// Which studies.
+        #[arg(long, default_value = "test")]
+        split: Subset,
+        /// The first so many of them.
+        #[arg(long, default_value_t = 10, value_name = "N")]
+        studies: usize,
+        /// Tokens guessed ahead at most.
+        #[arg(long, default_value_t = 7, value_name = "N", value_parser = clap::value_parser!(u8).range(0..FEW_ROWS as i64))]
+        drafts: u8,
+    },
     /// A prompt read.
     Prefill {
         /// The base's folder or GGUF file.
@@ -94,6 +115,10 @@ impl Args {
         let runs = self.runs;
         let voxels = |shape: &[usize]| three("--shape", shape);
         let (name, tokens, measured) = match self.work {
+            Work::Report { data, run, split, studies, drafts } => {
+                let options = ReportOptions { split, studies, drafts: drafts.into(), runs };
+                return print_json(&json!({"bench": "report", "times": report(&run, &data, options)?}));
+            }
             Work::LoraStep { base, visual, prompt, text, batch, recompute, targets } => {
                 let options = StepOptions { visual, prompt, text, batch, recompute, targets, runs };
                 ("lora-step", batch * (visual + prompt + text), lora_step(&base, &options)?)

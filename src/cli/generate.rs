@@ -95,6 +95,9 @@ struct Decoding {
     /// Most tokens.
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
+    /// Tokens guessed ahead at most and checked in one pass, up to 7 (0: none); the text is the same.
+    #[arg(long, value_name = "N")]
+    drafts: Option<usize>,
     /// Where sampling's random numbers come from.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -114,6 +117,7 @@ impl Decoding {
             min_new_tokens: self.min_tokens.unwrap_or(own.min_new_tokens),
             repetition_penalty: self.repetition_penalty.unwrap_or(own.repetition_penalty),
             no_repeat_ngram: self.no_repeat_ngram.unwrap_or(own.no_repeat_ngram),
+            drafts: self.drafts.unwrap_or(own.drafts),
             seed: self.seed.unwrap_or(own.seed),
             ..own.clone()
         };

@@ -78,6 +78,9 @@ impl Comparison {
             }
         };
         add("tokens a second", &|run| Some(format!("{:.1}", run.writing.as_ref()?.tokens_per_second)));
+        let drafting = |run: &super::RunFacts| run.writing.as_ref()?.drafting.clone();
+        add("tokens a pass", &|run| Some(format!("{:.2}", drafting(run)?.tokens_per_pass)));
+        add("guessed tokens accepted", &|run| Some(format!("{:.3}", drafting(run)?.acceptance)));
         add("peak memory while writing, MiB", &|run| Some(run.writing.as_ref()?.peak_memory_mib?.to_string()));
         add("studies evaluated", &|run| Some(run.studies.to_string()));
         add("split (sha256)", &|run| Some(short(&run.split_sha256)));

@@ -57,6 +57,12 @@ impl Config {
         let visual = self.structure.visual_tokens();
         faults.extend(self.llama.generation.faults("llama.generation"));
         faults.extend(self.bert.generation.faults("bert.generation"));
+        if self.bert.generation.drafts > 0 {
+            faults.push(format!(
+                "bert.generation.drafts: must be 0, found {}: guesses are checked by LLaMA alone",
+                self.bert.generation.drafts
+            ));
+        }
         for (key, weight) in
             [("llama.rare_token_weight", self.llama.rare_token_weight), ("bert.rare_token_weight", self.bert.rare_token_weight)]
         {

@@ -124,6 +124,7 @@ mod tests {
             no_repeat_ngram: 0,
             eos: vec![3],
             batch: 1,
+            drafts: 0,
             seed: 1,
         }
     }

@@ -2,6 +2,9 @@
 
 mod beam;
 pub mod bert;
+mod drafts;
+mod effort;
+mod greedy;
 mod labels;
 pub mod llama;
 mod processors;
@@ -10,7 +13,10 @@ mod report;
 mod search;
 mod step;
 
-pub use llama::{Fit, KvCache, Llama, LlamaConfig, LlamaPrompt, PROJECTOR, open_adapter};
+pub use drafts::DraftIndex;
+pub use effort::{Drafting, Effort};
+pub use greedy::{ReadRows, write_greedily};
+pub use llama::{Fit, KvCache, Llama, LlamaConfig, LlamaPrompt, LlamaTexts, PROJECTOR, Run, open_adapter};
 pub use projector::{Projector, ProjectorConfig, ProjectorKind, token_statistics};
 pub use report::{Network, ReportDecoder, TargetReport, weigh_rare_tokens};
 pub use search::{GenerationConfig, Strategy, generate};

@@ -7,7 +7,10 @@ use crate::text::{PromptText, Tokenizer};
 use crate::{Error, Result};
 
 use super::bert::{BertDecoder, BertPrompt};
-use super::llama::{Llama, LlamaPrompt};
+use super::drafts::DraftIndex;
+use super::effort::Effort;
+use super::greedy::write_greedily;
+use super::llama::{Llama, LlamaPrompt, LlamaTexts};
 use super::projector::Projector;
 use super::search::{GenerationConfig, Strategy, generate};
 
@@ -43,6 +46,7 @@ pub struct ReportDecoder {
     projector: Option<Projector>,
     tokenizer: Tokenizer,
     learns_end: bool,
+    drafts: Option<DraftIndex>,
 }
 
 impl ReportDecoder {
@@ -52,12 +56,12 @@ impl ReportDecoder {
         let before = begin.into_iter().chain(tokenizer.encode(&prompt.before)?).collect();
         let after = tokenizer.encode(&prompt.after)?;
         let network = Network::Llama { model, before, after };
-        Ok(ReportDecoder { network, projector: Some(projector), tokenizer, learns_end: begin_and_end })
+        Ok(ReportDecoder { network, projector: Some(projector), tokenizer, learns_end: begin_and_end, drafts: None })
     }
 
     /// BERT; without a projector the visual tokens are as wide as the decoder.
     pub fn bert(model: BertDecoder, projector: Option<Projector>, tokenizer: Tokenizer) -> Self {
-        ReportDecoder { network: Network::Bert(model), projector, tokenizer, learns_end: true }
+        ReportDecoder { network: Network::Bert(model), projector, tokenizer, learns_end: true, drafts: None }
     }
 
     /// The network.
@@ -123,9 +127,46 @@ impl ReportDecoder {
         }
     }
 
-    /// Reports for tokens (n, V, h): their ids. `on_token` hears each new id of each report.
-    pub fn write(&self, tokens: &Tensor, config: &GenerationConfig, on_token: &mut dyn FnMut(usize, u32)) -> Result<Vec<Vec<u32>>> {
+    /// An index of `reports`, as this decoder learns them, to guess from.
+    pub fn draft_index(&self, reports: &[TargetReport]) -> DraftIndex {
+        let without_end = |report: &'_ TargetReport| report.ids.len() - usize::from(report.ids.last() == Some(&self.tokenizer.end));
+        DraftIndex::new(reports.iter().map(|report| &report.ids[..without_end(report)]))
+    }
+
+    /// Guesses come from `index`, too, not from the text being written alone.
+    pub fn set_draft_index(&mut self, index: DraftIndex) {
+        self.drafts = Some(index);
+    }
+
+    /// SHA-256 of the index's file.
+    pub fn draft_index_sha256(&self) -> Option<&str> {
+        self.drafts.as_ref()?.sha256()
+    }
+
+    /// Reports for tokens (n, V, h): their ids, and what writing them took, where LLaMA writes greedily. `on_token` hears each new id of
+    /// each report.
+    ///
+    /// Greedy LLaMA writes the same text for a study whatever `batch` and `drafts` are.
+    pub fn write(
+        &self,
+        tokens: &Tensor,
+        config: &GenerationConfig,
+        on_token: &mut dyn FnMut(usize, u32),
+    ) -> Result<(Vec<Vec<u32>>, Option<Effort>)> {
         let config = GenerationConfig { eos: vec![self.tokenizer.end], ..config.clone() };
+        match (&self.network, config.strategy) {
+            (Network::Llama { model, before, after }, Strategy::Greedy) => {
+                let prefixes = llama_prefix(model, &self.project(tokens)?.detach(), before, after)?;
+                let mut texts = LlamaTexts::new(model, &prefixes, config.max_new_tokens)?;
+                let (reports, effort) = write_greedily(&mut texts, tokens.dim(0)?, self.drafts.as_ref(), &config, on_token)?;
+                Ok((reports, Some(effort)))
+            }
+            _ => Ok((self.write_together(tokens, &config, on_token)?, None)),
+        }
+    }
+
+    /// Reports written in step, a batch after the other: sampling, beams, BERT.
+    fn write_together(&self, tokens: &Tensor, config: &GenerationConfig, on_token: &mut dyn FnMut(usize, u32)) -> Result<Vec<Vec<u32>>> {
         let alone = matches!(config.strategy, Strategy::Beam { .. });
         let batch = if alone { 1 } else { config.batch.max(1) };
         let count = tokens.dim(0)?;
@@ -138,11 +179,11 @@ impl ReportDecoder {
                 Network::Llama { model, before, after } => {
                     let prefix = llama_prefix(model, &visual, before, after)?;
                     let mut prompt = LlamaPrompt::new(model, Some(prefix), rows, config.max_new_tokens)?;
-                    generate(&mut prompt, &vec![vec![]; rows], &config, &mut heard)?
+                    generate(&mut prompt, &vec![vec![]; rows], config, &mut heard)?
                 }
                 Network::Bert(model) => {
                     let mut prompt = BertPrompt::new(model, &visual, None, config.max_new_tokens + 1)?;
-                    generate(&mut prompt, &vec![vec![self.tokenizer.begin]; rows], &config, &mut heard)?
+                    generate(&mut prompt, &vec![vec![self.tokenizer.begin]; rows], config, &mut heard)?
                 }
             });
         }

@@ -1,6 +1,7 @@
 //! Greedy decoding and sampling, many sequences at once; beams are in `beam`.
 
 use candle_core::Tensor;
+use ctscribe_ops::FEW_ROWS;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,8 @@ pub struct GenerationConfig {
     pub eos: Vec<u32>,
     /// Reports decoded together.
     pub batch: usize,
+    /// Tokens guessed ahead at most and checked in one pass, greedy LLaMA only; the text is the same; 0: none.
+    pub drafts: usize,
     /// Where sampling's random numbers come from.
     pub seed: u64,
 }
@@ -68,6 +71,9 @@ impl GenerationConfig {
         }
         if self.batch == 0 {
             faults.push(format!("{key}.batch: must be at least 1"));
+        }
+        if self.drafts >= FEW_ROWS {
+            faults.push(format!("{key}.drafts: {} exceed the {} that one pass checks without a change of bits", self.drafts, FEW_ROWS - 1));
         }
         if self.repetition_penalty.is_nan() || self.repetition_penalty <= 0.0 {
             faults.push(format!("{key}.repetition_penalty: must be positive (1: none)"));
@@ -151,7 +157,7 @@ fn choose(logits: &[f32], strategy: &Strategy, rng: &mut ChaCha8Rng) -> u32 {
 }
 
 /// The first of the largest.
-fn argmax(logits: &[f32]) -> u32 {
+pub(super) fn argmax(logits: &[f32]) -> u32 {
     let mut best = 0;
     for (id, logit) in logits.iter().enumerate() {
         if *logit > logits[best] {

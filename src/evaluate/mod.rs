@@ -25,6 +25,7 @@ use comfy_table::{Table, presets};
 use serde::{Deserialize, Serialize};
 
 use crate::data::SplitRecord;
+use crate::decoder::Drafting;
 use crate::text::{FINDINGS, Labeller};
 use crate::{Error, Result};
 
@@ -89,6 +90,8 @@ pub struct Writing {
     pub tokens_per_second: f64,
     /// Most memory that the process held while writing, MiB (Linux).
     pub peak_memory_mib: Option<u64>,
+    /// How far guesses shortened it; null where nothing is guessed: BERT, sampling, beams.
+    pub drafting: Option<Drafting>,
 }
 
 /// All scores of a run on a split.

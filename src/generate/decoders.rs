@@ -6,7 +6,7 @@ use candle_core::Device;
 
 use crate::config::Config;
 use crate::decoder::bert::{BertDecoder, BertDecoderConfig};
-use crate::decoder::{Llama, LlamaConfig, PROJECTOR, Projector, ReportDecoder, open_adapter};
+use crate::decoder::{DraftIndex, Llama, LlamaConfig, PROJECTOR, Projector, ReportDecoder, open_adapter};
 use crate::text::{PromptText, Tokenizer};
 use crate::weights::{self, Mapped, Params};
 use crate::{Error, Result};
@@ -123,6 +123,11 @@ pub fn run_adapter(run: &Path) -> PathBuf {
     run.join(DecoderKind::Llama.name()).join("adapter")
 }
 
+/// The index of a run's training reports that LLaMA's guesses are made from. No weight: a report is the same with and without it.
+pub fn draft_file(run: &Path) -> PathBuf {
+    run.join(DecoderKind::Llama.name()).join("drafts.safetensors")
+}
+
 /// The file that holds a finished decoder's tensors inside its run: BERT whole, LLaMA's projector.
 pub fn decoder_file(run: &Path, kind: DecoderKind) -> PathBuf {
     match kind {
@@ -172,6 +177,11 @@ pub fn open_decoder(config: &Config, run: &Path, kind: DecoderKind, adapter: Opt
     assembled.params.finish()?;
     if let crate::decoder::Network::Llama { model, .. } = assembled.decoder.network_mut() {
         model.load_adapter(adapter.unwrap_or(&run_adapter(run)))?;
+        let drafts = draft_file(run);
+        if drafts.is_file() {
+            let index = DraftIndex::open(&drafts, assembled.decoder.tokenizer().vocabulary())?;
+            assembled.decoder.set_draft_index(index);
+        }
     }
     Ok(assembled.decoder)
 }

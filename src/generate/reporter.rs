@@ -7,7 +7,7 @@ use candle_core::DType;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
-use crate::decoder::{GenerationConfig, ReportDecoder};
+use crate::decoder::{Drafting, GenerationConfig, ReportDecoder};
 use crate::text::FINDINGS;
 use crate::text::{Structures, label_report};
 use crate::volume::{self, Geometry, Grid, HuVerdict, Prepared, SpacingSource, apply_policy, looks_like_chest, orient};
@@ -50,6 +50,8 @@ pub struct Report {
     pub decoder: String,
     /// SHA-256 of the models' files.
     pub models: Vec<(String, String)>,
+    /// How far guesses shortened the writing; null where nothing is guessed: BERT, sampling, beams.
+    pub drafting: Option<Drafting>,
     /// Seconds for reading, preparing, observing, writing.
     pub seconds: Timings,
 }
@@ -189,7 +191,7 @@ impl Reporter {
         let (observed, attention) = observe_whole(&self.observer, &prepared.tensor, prepared.geometry.clone())?;
         seconds.observe = clock.elapsed().as_secs_f64();
         let clock = Instant::now();
-        let text = self.write(&observed, on_text)?;
+        let (text, drafting) = self.write(&observed, on_text)?;
         seconds.write = clock.elapsed().as_secs_f64();
         let report = Report {
             schema: SCHEMA.to_string(),
@@ -203,6 +205,7 @@ impl Reporter {
             warnings,
             decoder: self.kind.name().to_string(),
             models: self.models.clone(),
+            drafting,
             seconds,
         };
         let vit = &self.config.vision.ct_vit;
@@ -210,13 +213,13 @@ impl Reporter {
         Ok(Examined { report, prepared, attention, patches, patch_size: vit.patch_shape(), range_hu, grid })
     }
 
-    /// The report of an observed study.
-    pub fn write(&self, observed: &Observed, on_text: &mut dyn FnMut(&str)) -> Result<String> {
+    /// The report of an observed study, and how far guesses shortened its writing.
+    pub fn write(&self, observed: &Observed, on_text: &mut dyn FnMut(&str)) -> Result<(String, Option<Drafting>)> {
         let tokens = observed.tokens.to_dtype(DType::F32)?.unsqueeze(0)?;
         let tokenizer = self.decoder.tokenizer();
         let (mut ids, mut said) = (Vec::new(), String::new());
         let mut fault = None;
-        let written = self.decoder.write(&tokens, &self.generation, &mut |_, id| {
+        let (written, effort) = self.decoder.write(&tokens, &self.generation, &mut |_, id| {
             ids.push(id);
             match tokenizer.decode(&ids) {
                 // an unfinished character waits for its other bytes
@@ -230,7 +233,10 @@ impl Reporter {
         })?;
         match fault {
             Some(error) => Err(error),
-            None => Ok(tokenizer.decode(&written[0])?.trim().to_string()),
+            None => {
+                let drafting = effort.map(|effort| effort.drafting(self.decoder.draft_index_sha256()));
+                Ok((tokenizer.decode(&written[0])?.trim().to_string(), drafting))
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::data::CachedStudy;
-use crate::decoder::{GenerationConfig, ReportDecoder};
+use crate::decoder::{Drafting, Effort, GenerationConfig, ReportDecoder};
 use crate::{Error, Result};
 
 use super::observations::read_tokens;
@@ -49,7 +49,7 @@ pub struct Written {
     pub tokens: usize,
 }
 
-/// A report for each study, `generation.batch` at a time. `done` hears how many are written.
+/// A report for each study, `generation.batch` at a time, and how far guesses shortened it. `done` hears how many are written.
 pub fn write_split(
     decoder: &ReportDecoder,
     generation: &GenerationConfig,
@@ -57,7 +57,7 @@ pub fn write_split(
     studies: &[&CachedStudy],
     visual: Visual,
     done: &mut dyn FnMut(usize),
-) -> Result<Vec<Written>> {
+) -> Result<(Vec<Written>, Option<Drafting>)> {
     let sources = match visual {
         Visual::Shuffled => other_patients(studies, generation.seed)?,
         Visual::Own | Visual::Zero | Visual::Mean => (0..studies.len()).collect(),
@@ -68,16 +68,18 @@ pub fn write_split(
         Visual::Zero => studies.first().map(|_| Ok::<_, Error>(read(0)?.zeros_like()?)).transpose()?,
         Visual::Mean => mean_tokens(studies.len(), read)?,
     };
-    let mut written = Vec::new();
+    let (mut written, mut effort) = (Vec::new(), None::<Effort>);
     for chunk in sources.chunks(generation.batch.max(1)) {
         let own = |&index: &usize| instead.clone().map_or_else(|| read(index), Ok);
         let tokens: Vec<Tensor> = chunk.iter().map(own).collect::<Result<_>>()?;
-        for ids in decoder.write(&Tensor::stack(&tokens, 0)?, generation, &mut |_, _| {})? {
+        let (reports, own) = decoder.write(&Tensor::stack(&tokens, 0)?, generation, &mut |_, _| {})?;
+        effort = own.map(|own| own.and(effort.unwrap_or_default()));
+        for ids in reports {
             written.push(Written { text: decoder.tokenizer().decode(&ids)?.trim().to_string(), tokens: ids.len() });
         }
         done(written.len());
     }
-    Ok(written)
+    Ok((written, effort.map(|effort| effort.drafting(decoder.draft_index_sha256()))))
 }
 
 /// The mean of studies' visual tokens (V, h), place by place; `None` of none.

@@ -11,7 +11,7 @@ use crate::data::{Cache, CachedStudy, Split};
 use crate::decoder::{GenerationConfig, Network, ReportDecoder, Strategy, TargetReport, token_statistics, weigh_rare_tokens};
 use crate::evaluate::{Pair, rare_findings};
 use crate::generate::{
-    Assembled, DecoderKind, Visual, Written, assemble_bert, assemble_llama, decoder_file, read_tokens, run_adapter, write_split,
+    Assembled, DecoderKind, Visual, Written, assemble_bert, assemble_llama, decoder_file, draft_file, read_tokens, run_adapter, write_split,
 };
 use crate::text::label_report;
 use crate::weights::{self, Params};
@@ -180,7 +180,7 @@ impl<'a> ReportStage<'a> {
     fn write(&self, count: usize) -> Result<Vec<Pair>> {
         let studies: Vec<&CachedStudy> = self.watched.iter().take(count).map(|(study, _)| *study).collect();
         let generation = GenerationConfig { strategy: Strategy::Greedy, ..self.kind.generation(self.config).clone() };
-        let written = write_split(&self.decoder, &generation, self.run, &studies, Visual::Own, &mut |_| {})?;
+        let (written, _) = write_split(&self.decoder, &generation, self.run, &studies, Visual::Own, &mut |_| {})?;
         let pair = |(study, written): (&CachedStudy, Written)| Pair {
             study: study.name.clone(),
             generated: written.text,
@@ -200,6 +200,7 @@ impl<'a> ReportStage<'a> {
             // the run's own base is named from the adapter's folder, so that a run can be moved
             let base = self.config.llama.base.as_ref().map_or("../../language".to_string(), |base| base.display().to_string());
             model.save_adapter(&run_adapter(self.run), &self.config.llama.lora, &base)?;
+            self.decoder.draft_index(&self.reports).save(&draft_file(self.run))?;
         }
         let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
         weights::save(&decoder_file(self.run, self.kind), &tensors, &metadata)

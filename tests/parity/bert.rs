@@ -188,6 +188,7 @@ fn the_decoder_gives_the_peers_logits_loss_gradients_and_greedy_ids() {
         no_repeat_ngram: 0,
         eos: vec![],
         batch: 8,
+        drafts: 0,
         seed: 0,
     };
     let mut prompt = BertPrompt::new(&model, &visual, Some(visual_mask), 64).unwrap();

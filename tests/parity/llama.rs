@@ -112,6 +112,7 @@ fn greedy(tokens: usize) -> GenerationConfig {
         no_repeat_ngram: 0,
         eos: vec![],
         batch: 8,
+        drafts: 0,
         seed: 0,
     }
 }

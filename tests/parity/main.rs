@@ -11,4 +11,5 @@ mod metrics;
 mod preparation;
 mod splitter;
 mod structure;
+mod together;
 mod tokenizer;

@@ -1,10 +1,15 @@
 //! Stage after stage, and what the last ones give.
 
+use std::path::Path;
+
 use ctscribe::assess::{Question, evaluate_run, read_evaluation, retrieve};
+use ctscribe::config::Config;
 use ctscribe::data::Split;
+use ctscribe::decoder::{Drafting, GenerationConfig};
 use ctscribe::evaluate::Instruments;
-use ctscribe::generate::{DecoderKind, Observed, Reporter, Visual, observe};
+use ctscribe::generate::{DecoderKind, Observed, Reporter, Visual, observe, open_decoder, write_split};
 use ctscribe::train::{train_language, train_report, train_structure};
+use ctscribe::weights::sha256;
 
 use crate::tiny;
 
@@ -26,10 +31,34 @@ fn every_stage_feeds_the_next_and_reports_carry_their_evidence() {
         let (evaluation, pairs) = evaluate_run((&config, cache, &run), kind, question, &Instruments::default(), &mut |_| {}).unwrap();
         assert_eq!((evaluation.studies, pairs.len()), (cache.split(Split::Test).len(), cache.split(Split::Test).len()));
         assert_eq!(read_evaluation(&run.join(kind.name()).join("reports/test.json")).unwrap(), evaluation);
+        check_drafting(&run, kind, evaluation.writing.as_ref().unwrap().drafting.as_ref());
         check_report(&run, kind, root.path());
     }
+    check_same_reports(&config, &run);
     let scores = retrieve(&config, cache, &run, Split::Test).unwrap();
     assert_eq!(scores.volumes, cache.split(Split::Test).len());
+}
+
+/// LLaMA's guesses are counted, from the index that training left; BERT makes none.
+fn check_drafting(run: &Path, kind: DecoderKind, drafting: Option<&Drafting>) {
+    let Some(drafting) = drafting else { return assert_eq!(kind, DecoderKind::Bert) };
+    assert_eq!(drafting.index_sha256, Some(sha256(&run.join("llama/drafts.safetensors")).unwrap()));
+    assert!(drafting.passes > 0 && drafting.accepted <= drafting.drafted, "{drafting:?}");
+}
+
+/// Reports of every study are the same token by token, one at a time, as with guesses, several at a time.
+fn check_same_reports(config: &Config, run: &Path) {
+    let decoder = open_decoder(config, run, DecoderKind::Llama, None).unwrap();
+    let studies: Vec<_> = tiny::shared().studies.iter().collect();
+    let write = |drafts: usize, batch: usize| {
+        let generation = GenerationConfig { drafts, batch, max_new_tokens: 60, ..config.llama.generation.clone() };
+        write_split(&decoder, &generation, run, &studies, Visual::Own, &mut |_| {}).unwrap().0
+    };
+    let plain = write(0, 1);
+    assert_eq!(plain.len(), studies.len());
+    for (drafts, batch) in [(7, 1), (7, 32), (0, 5)] {
+        assert_eq!(write(drafts, batch), plain, "{drafts} drafts, {batch} at a time");
+    }
 }
 
 fn check_observation(observed: &Observed) {

@@ -2,10 +2,12 @@
 
 mod fused;
 mod kernel;
+mod single;
 
 use candle_core::{Result, Tensor};
 
 use crate::{composed, cpu, softmax};
+pub use single::attend_one;
 
 /// What an attention does beside the product.
 #[derive(Debug, Clone)]

@@ -11,8 +11,8 @@ use crate::gemm::{Left, Level, Precision, Right, product};
 use crate::simd::dot_of;
 use quantised::Activations;
 
-/// Rows up to which the matrix is read row by row instead of being packed.
-const FEW: usize = 8;
+/// Rows up to which a matrix is read row by row instead of being packed: so many tokens give the same bits one by one and together.
+pub const FEW_ROWS: usize = 8;
 
 /// Rows of the matrix in one piece of work.
 const PIECE: usize = 64;
@@ -26,7 +26,7 @@ const PARALLEL_FROM: usize = 1 << 17;
 pub fn rows_times(x: &[f32], right: Right, (k, n): (usize, usize), precision: Precision) -> Vec<f32> {
     let m = x.len() / k.max(1);
     let mut out = vec![0.0; m * n];
-    if right.turned && m <= FEW {
+    if right.turned && m <= FEW_ROWS {
         few_rows(m, x, right, &mut out);
     } else {
         product((m, k, n), Left { values: x, row: k, column: 1 }, right, precision, &mut out);
@@ -34,7 +34,7 @@ pub fn rows_times(x: &[f32], right: Right, (k, n): (usize, usize), precision: Pr
     out
 }
 
-/// out (m, n) = x (m, k) times the turned matrix (n, k); m is at most [`FEW`].
+/// out (m, n) = x (m, k) times the turned matrix (n, k); m is at most [`FEW_ROWS`].
 fn few_rows(m: usize, x: &[f32], right: Right, out: &mut [f32]) {
     few_rows_at(Level::best(), m, x, right, out);
 }

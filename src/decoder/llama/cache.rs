@@ -1,5 +1,7 @@
 //! Keys and values of what has been read, preallocated: a new token writes its own row and moves no other.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
 use ctscribe_lora::FixedFactor;
 use ctscribe_ops::{self as ops, Attention};
@@ -25,22 +27,29 @@ pub struct KvCache {
     capacity: usize,
     width: usize,
     length: usize,
-    /// What DoRA needs of each projection of each layer: adapters do not change while one text is written.
-    factors: Vec<[FixedFactor; PROJECTIONS.len()]>,
+    factors: Factors,
 }
+
+/// What DoRA needs of each projection of each layer: adapters do not change while texts are written.
+pub(super) type Factors = Arc<Vec<[FixedFactor; PROJECTIONS.len()]>>;
 
 impl KvCache {
     /// Room for `sequences` sequences of `capacity` tokens, H' key-value heads of `width`.
     pub fn new(layers: usize, sequences: usize, heads: usize, capacity: usize, width: usize) -> Self {
         let room = sequences * heads * capacity * width;
         let layer = LayerCache { keys: vec![0.0; room], values: vec![0.0; room] };
-        let factors = vec![std::array::from_fn(|_| FixedFactor::new()); layers];
+        let factors = Arc::new(vec![std::array::from_fn(|_| FixedFactor::new()); layers]);
         KvCache { layers: vec![layer; layers], sequences, heads, capacity, width, length: 0, factors }
     }
 
-    /// What DoRA needs of projection `which` of layer `layer`.
-    pub(super) fn factor(&self, layer: usize, which: usize) -> &FixedFactor {
-        &self.factors[layer][which]
+    /// The same with what DoRA needs taken from texts that the same model has written.
+    pub(super) fn with_factors(self, factors: Factors) -> Self {
+        KvCache { factors, ..self }
+    }
+
+    /// What DoRA needs; shared with the cache.
+    pub(super) fn factors(&self) -> Factors {
+        self.factors.clone()
     }
 
     /// Tokens read so far.
@@ -48,9 +57,19 @@ impl KvCache {
         self.length
     }
 
+    /// Tokens that there is room for beside those.
+    pub fn room(&self) -> usize {
+        self.capacity - self.length
+    }
+
     /// `count` more tokens have been read by every layer.
     pub fn advance(&mut self, count: usize) {
         self.length += count;
+    }
+
+    /// Forgets all but the first `length` tokens.
+    pub fn truncate(&mut self, length: usize) {
+        self.length = self.length.min(length);
     }
 
     /// Sequence i goes on from what was sequence `order[i]`.
@@ -75,18 +94,17 @@ impl KvCache {
         if self.length == 0 && new > 1 {
             return Ok(ops::attention(q, k, v, &Attention { causal: true, ..Attention::full(scale) })?);
         }
-        let (b, heads, _, width) = q.dims4()?;
-        let queries: Vec<f32> = q.detach().flatten_all()?.to_vec1()?;
-        let mut out = vec![0f32; queries.len()];
-        let layer = &self.layers[layer];
-        let rows = out.par_chunks_exact_mut(width).zip(queries.par_chunks_exact(width)).enumerate();
-        rows.with_min_len(8).for_each(|(row, (out, query))| {
+        let (heads, shared) = (q.dim(1)?, q.dim(1)? / self.heads);
+        attend_rows(q, scale, |row| {
             let (sequence, head, position) = (row / (heads * new), row / new % heads, row % new);
-            let start = (sequence * self.heads + head * self.heads / heads) * self.capacity * width;
-            let span = start..start + (self.length + position + 1) * width;
-            attend_row(query, &layer.keys[span.clone()], &layer.values[span], scale as f32, out);
-        });
-        Ok(Tensor::from_vec(out, (b, heads, new, width), &Device::Cpu)?)
+            self.seen(layer, sequence * self.heads + head / shared, self.length + position + 1)
+        })
+    }
+
+    /// The first `count` keys and values of a head of a sequence.
+    fn seen(&self, layer: usize, head: usize, count: usize) -> [&[f32]; 2] {
+        let (layer, start) = (&self.layers[layer], head * self.capacity * self.width);
+        [&layer.keys, &layer.values].map(|store| &store[start..start + count * self.width])
     }
 
     fn write(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<()> {
@@ -104,16 +122,43 @@ impl KvCache {
     }
 }
 
-/// Softmax attention of one query over the rows of `keys` and `values`.
-fn attend_row(query: &[f32], keys: &[f32], values: &[f32], scale: f32, out: &mut [f32]) {
-    let width = query.len();
-    let dot = |key: &[f32]| scale * key.iter().zip(query).map(|(a, b)| a * b).sum::<f32>();
-    let mut weights: Vec<f32> = keys.chunks_exact(width).map(dot).collect();
-    let largest = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    weights.iter_mut().for_each(|weight| *weight = (*weight - largest).exp());
-    let total: f32 = weights.iter().sum();
-    for (value, weight) in values.chunks_exact(width).zip(&weights) {
-        let share = weight / total;
-        out.iter_mut().zip(value).for_each(|(out, value)| *out += share * value);
+/// A text of its own and how many rows of a pass are its next tokens.
+#[derive(Debug)]
+pub struct Run<'a> {
+    /// What it has read; of one sequence.
+    pub cache: &'a mut KvCache,
+    /// Its rows.
+    pub rows: usize,
+}
+
+/// As [`KvCache::attend`] for texts each with a cache of its own, whose rows stand one after the other.
+/// q: (1, H, R, D), k and v: (1, H', R, D) -> (1, H, R, D).
+pub(super) fn attend_runs(runs: &mut [Run], layer: usize, [q, k, v]: [&Tensor; 3], scale: f64) -> Result<Tensor> {
+    let mut start = 0;
+    // text and position of each row
+    let mut places = Vec::new();
+    for (text, run) in runs.iter_mut().enumerate() {
+        let own = |all: &Tensor| all.narrow(2, start, run.rows);
+        run.cache.write(layer, &own(k)?, &own(v)?)?;
+        places.extend((0..run.rows).map(|row| (text, run.cache.length + row)));
+        start += run.rows;
     }
+    let (runs, shared) = (&*runs, q.dim(1)? / k.dim(1)?);
+    attend_rows(q, scale, |row| {
+        let (text, position) = places[row % places.len()];
+        runs[text].cache.seen(layer, row / places.len() / shared, position + 1)
+    })
+}
+
+/// Softmax attention of each query over the keys and values that `seen` gives for its row. q: (B, H, L, D) -> (B, H, L, D).
+fn attend_rows<'a>(q: &Tensor, scale: f64, seen: impl Fn(usize) -> [&'a [f32]; 2] + Sync) -> Result<Tensor> {
+    let width = q.dim(3)?;
+    let queries: Vec<f32> = q.detach().flatten_all()?.to_vec1()?;
+    let mut out = vec![0f32; queries.len()];
+    let work = |(row, (out, query)): (usize, (&mut [f32], &[f32]))| {
+        let [keys, values] = seen(row);
+        ops::attend_one(query, keys, values, scale as f32, out);
+    };
+    out.par_chunks_exact_mut(width).zip(queries.par_chunks_exact(width)).enumerate().with_min_len(8).for_each(work);
+    Ok(Tensor::from_vec(out, q.shape(), &Device::Cpu)?)
 }

@@ -4,10 +4,13 @@ mod adapters;
 mod cache;
 mod config;
 mod model;
+mod projection;
 mod prompt;
+mod texts;
 
 pub use adapters::{Fit, PROJECTOR, open_adapter};
-pub use cache::KvCache;
+pub use cache::{KvCache, Run};
 pub use config::LlamaConfig;
 pub use model::Llama;
 pub use prompt::LlamaPrompt;
+pub use texts::LlamaTexts;

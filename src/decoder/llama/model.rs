@@ -1,76 +1,20 @@
 //! The network.
 
 use candle_core::{D, Device, Module, Tensor};
-use ctscribe_lora::{Adapted, BaseLinear};
-use ctscribe_ops::{self as ops, Attention, Matrix};
+use ctscribe_lora::{Adapted, BaseLinear, FixedFactor};
+use ctscribe_ops::{self as ops, Attention};
 use rand_chacha::ChaCha8Rng;
 
 use crate::decoder::labels::labelled;
 use crate::weights::{Init, Params};
 use crate::{Error, Result};
 
-use super::cache::KvCache;
+use super::cache::{Factors, KvCache, Run, attend_runs};
 use super::config::LlamaConfig;
+use super::projection::Projection;
 
-/// A weight without a bias: frozen where it lies, or trained while a small model is pre-trained.
-#[derive(Debug, Clone)]
-pub(super) enum Projection {
-    Frozen(Matrix),
-    Trained(Tensor),
-}
-
-impl Projection {
-    fn new(params: &Params, name: &str, size: (usize, usize), init: Init) -> Result<Self> {
-        Ok(match params.is_frozen() {
-            true => Projection::Frozen(params.matrix(name, size, init)?),
-            false => Projection::Trained(params.get(name, &[size.0, size.1], init)?),
-        })
-    }
-
-    /// Rows `ids` (L) -> (L, in), f32.
-    fn rows(&self, ids: &Tensor) -> candle_core::Result<Tensor> {
-        match self {
-            Projection::Frozen(matrix) => matrix.rows(&ids.to_vec1::<u32>()?),
-            Projection::Trained(tensor) => tensor.index_select(ids, 0),
-        }
-    }
-
-    fn device(&self) -> &Device {
-        match self {
-            Projection::Frozen(matrix) => matrix.device(),
-            Projection::Trained(tensor) => tensor.device(),
-        }
-    }
-}
-
-impl Module for Projection {
-    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        match self {
-            Projection::Frozen(matrix) => matrix.forward(x),
-            Projection::Trained(tensor) => ops::linear(x, tensor, None),
-        }
-    }
-}
-
-impl BaseLinear for Projection {
-    fn size(&self) -> (usize, usize) {
-        match self {
-            Projection::Frozen(matrix) => matrix.size(),
-            Projection::Trained(tensor) => (tensor.dims()[0], tensor.dims()[1]),
-        }
-    }
-
-    fn device(&self) -> &Device {
-        self.device()
-    }
-
-    fn weight(&self) -> candle_core::Result<Tensor> {
-        match self {
-            Projection::Frozen(matrix) => matrix.to_tensor(),
-            Projection::Trained(tensor) => Ok(tensor.detach()),
-        }
-    }
-}
+/// Attention of a layer's q, k and v at a scale.
+type Attend<'a> = dyn FnMut(usize, [&Tensor; 3], f64) -> Result<Tensor> + 'a;
 
 /// The seven projections of a layer, in PEFT's usual order.
 pub(super) const PROJECTIONS: [&str; 7] =
@@ -181,12 +125,40 @@ impl Llama {
     pub fn forward_cached(&self, embeddings: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
         let (start, length) = (cache.length(), embeddings.dim(1)?);
         self.check_length(start + length)?;
-        let (cos, sin) = (self.cos.narrow(0, start, length)?, self.sin.narrow(0, start, length)?);
-        let mut x = embeddings.detach();
-        for (index, layer) in self.layers.iter().enumerate() {
-            x = layer.forward_cached(&x, &self.config, (&cos, &sin), cache, index)?;
-        }
+        let tables = [self.cos.narrow(0, start, length)?, self.sin.narrow(0, start, length)?];
+        let factors = cache.factors();
+        let hidden =
+            self.forward_detached(embeddings, &tables, &factors, &mut |layer, [q, k, v], scale| cache.attend(layer, q, k, v, scale))?;
         cache.advance(length);
+        Ok(hidden)
+    }
+
+    /// embeddings: (R, D) of runs' next tokens, one run's after the other's -> (R, D) after the last norm; no gradient is kept.
+    /// Up to [`ops::FEW_ROWS`] rows have the bits that each has alone.
+    pub fn forward_runs(&self, embeddings: &Tensor, runs: &mut [Run]) -> Result<Tensor> {
+        let mut places = Vec::new();
+        for run in runs.iter() {
+            let start = run.cache.length();
+            self.check_length(start + run.rows)?;
+            places.extend(start as u32..(start + run.rows) as u32);
+        }
+        let places = Tensor::new(places, &Device::Cpu)?;
+        let tables = [self.cos.index_select(&places, 0)?, self.sin.index_select(&places, 0)?];
+        let factors = runs.first().map(|run| run.cache.factors()).unwrap_or_default();
+        let hidden = self.forward_detached(&embeddings.unsqueeze(0)?, &tables, &factors, &mut |layer, qkv, scale| {
+            attend_runs(runs, layer, qkv, scale)
+        })?;
+        runs.iter_mut().for_each(|run| run.cache.advance(run.rows));
+        Ok(hidden.squeeze(0)?)
+    }
+
+    /// x: (B, L, D), rotated by `tables` (cosines and sines, (L, D/2) each); `attend`: layer; q, k, v; scale.
+    fn forward_detached(&self, x: &Tensor, tables: &[Tensor; 2], factors: &Factors, attend: &mut Attend) -> Result<Tensor> {
+        let mut x = x.detach();
+        for (index, layer) in self.layers.iter().enumerate() {
+            let mut attend = |qkv: [&Tensor; 3], scale: f64| attend(index, qkv, scale);
+            x = layer.forward_detached(&x, &self.config, tables, &factors[index], &mut attend)?;
+        }
         Ok(ops::rms_norm(&x, &self.norm.detach(), self.config.rms_norm_eps)?)
     }
 
@@ -259,25 +231,24 @@ impl Layer {
         Ok((&x + project(DOWN, &hidden)?)?)
     }
 
-    fn forward_cached(
+    fn forward_detached(
         &self,
         x: &Tensor,
         config: &LlamaConfig,
-        (cos, sin): (&Tensor, &Tensor),
-        cache: &mut KvCache,
-        index: usize,
+        [cos, sin]: &[Tensor; 2],
+        factors: &[FixedFactor; PROJECTIONS.len()],
+        attend: &mut dyn FnMut([&Tensor; 3], f64) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let project = |cache: &KvCache, which: usize, x: &Tensor| self.projections[which].forward_detached(x, cache.factor(index, which));
+        let project = |which: usize, x: &Tensor| self.projections[which].forward_detached(x, &factors[which]);
         let normed = ops::rms_norm(x, &self.input_norm.detach(), config.rms_norm_eps)?;
-        let q = ops::rope(&split(&project(cache, Q, &normed)?, config.num_attention_heads)?, cos, sin)?;
-        let k = ops::rope(&split(&project(cache, K, &normed)?, config.kv_heads())?, cos, sin)?;
-        let v = split(&project(cache, V, &normed)?, config.kv_heads())?;
-        let scale = 1.0 / (config.head_width() as f64).sqrt();
-        let mixed = join(&cache.attend(index, &q, &k, &v, scale)?)?;
-        let x = (x + project(cache, O, &mixed)?)?;
+        let q = ops::rope(&split(&project(Q, &normed)?, config.num_attention_heads)?, cos, sin)?;
+        let k = ops::rope(&split(&project(K, &normed)?, config.kv_heads())?, cos, sin)?;
+        let v = split(&project(V, &normed)?, config.kv_heads())?;
+        let mixed = join(&attend([&q, &k, &v], 1.0 / (config.head_width() as f64).sqrt())?)?;
+        let x = (x + project(O, &mixed)?)?;
         let normed = ops::rms_norm(&x, &self.post_norm.detach(), config.rms_norm_eps)?;
-        let hidden = ops::swiglu(&project(cache, GATE, &normed)?, &project(cache, UP, &normed)?)?;
-        Ok((&x + project(cache, DOWN, &hidden)?)?.detach())
+        let hidden = ops::swiglu(&project(GATE, &normed)?, &project(UP, &normed)?)?;
+        Ok((&x + project(DOWN, &hidden)?)?.detach())
     }
 }
 

@@ -1,0 +1,68 @@
+//! A weight of LLaMA's.
+
+use candle_core::{Device, Module, Tensor};
+use ctscribe_lora::BaseLinear;
+use ctscribe_ops::{self as ops, Matrix};
+
+use crate::Result;
+use crate::weights::{Init, Params};
+
+/// A weight without a bias: frozen where it lies, or trained while a small model is pre-trained.
+#[derive(Debug, Clone)]
+pub enum Projection {
+    Frozen(Matrix),
+    Trained(Tensor),
+}
+
+impl Projection {
+    pub fn new(params: &Params, name: &str, size: (usize, usize), init: Init) -> Result<Self> {
+        Ok(match params.is_frozen() {
+            true => Projection::Frozen(params.matrix(name, size, init)?),
+            false => Projection::Trained(params.get(name, &[size.0, size.1], init)?),
+        })
+    }
+
+    /// Rows `ids` (L) -> (L, in), f32.
+    pub fn rows(&self, ids: &Tensor) -> candle_core::Result<Tensor> {
+        match self {
+            Projection::Frozen(matrix) => matrix.rows(&ids.to_vec1::<u32>()?),
+            Projection::Trained(tensor) => tensor.index_select(ids, 0),
+        }
+    }
+
+    fn device(&self) -> &Device {
+        match self {
+            Projection::Frozen(matrix) => matrix.device(),
+            Projection::Trained(tensor) => tensor.device(),
+        }
+    }
+}
+
+impl Module for Projection {
+    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        match self {
+            Projection::Frozen(matrix) => matrix.forward(x),
+            Projection::Trained(tensor) => ops::linear(x, tensor, None),
+        }
+    }
+}
+
+impl BaseLinear for Projection {
+    fn size(&self) -> (usize, usize) {
+        match self {
+            Projection::Frozen(matrix) => matrix.size(),
+            Projection::Trained(tensor) => (tensor.dims()[0], tensor.dims()[1]),
+        }
+    }
+
+    fn device(&self) -> &Device {
+        self.device()
+    }
+
+    fn weight(&self) -> candle_core::Result<Tensor> {
+        match self {
+            Projection::Frozen(matrix) => matrix.to_tensor(),
+            Projection::Trained(tensor) => Ok(tensor.detach()),
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! LLaMA in the middle of several reports, each at its own place.
+
+use candle_core::{Device, Tensor};
+
+use crate::decoder::greedy::ReadRows;
+use crate::{Error, Result};
+
+use super::cache::{Factors, KvCache, Run};
+use super::model::{Llama, last_position};
+
+/// n texts that begin with embeddings (prompt and visual tokens) and go on with ids.
+#[derive(Debug)]
+pub struct LlamaTexts<'a> {
+    model: &'a Llama,
+    prefixes: Tensor,
+    capacity: usize,
+    /// The caches of the texts that are being written.
+    caches: Vec<Option<KvCache>>,
+    /// Caches of texts that are written, for the next ones.
+    spare: Vec<KvCache>,
+    factors: Factors,
+}
+
+impl<'a> LlamaTexts<'a> {
+    /// prefixes: (n, P, D); at most `new_tokens` ids follow each.
+    pub fn new(model: &'a Llama, prefixes: &Tensor, new_tokens: usize) -> Result<Self> {
+        let (texts, read, _) = prefixes.dims3()?;
+        let capacity = (read + new_tokens).min(model.config().max_position_embeddings);
+        let factors = model.cache(0, 0).factors();
+        let caches = vec![None; texts];
+        Ok(LlamaTexts { model, prefixes: prefixes.detach(), capacity, caches, spare: Vec::new(), factors })
+    }
+}
+
+impl ReadRows for LlamaTexts<'_> {
+    fn begin(&mut self, text: usize) -> Result<Vec<f32>> {
+        let fresh = || self.model.cache(1, self.capacity).with_factors(self.factors.clone());
+        let mut cache = self.spare.pop().unwrap_or_else(fresh);
+        cache.truncate(0);
+        let hidden = self.model.forward_cached(&self.prefixes.narrow(0, text, 1)?, &mut cache)?;
+        self.caches[text] = Some(cache);
+        Ok(self.model.logits(&last_position(&hidden)?)?.squeeze(0)?.to_vec1()?)
+    }
+
+    fn read(&mut self, runs: &[(usize, Vec<u32>)]) -> Result<Vec<Vec<f32>>> {
+        let ids: Vec<u32> = runs.iter().flat_map(|(_, ids)| ids.iter().copied()).collect();
+        let embedded = self.model.embed(&Tensor::from_slice(&ids, (1, ids.len()), &Device::Cpu)?)?.squeeze(0)?;
+        // the caches leave their places for the pass: each is borrowed on its own
+        let begun = |cache: Option<KvCache>| cache.ok_or_else(|| Error::Invalid("a text goes on that has not begun".to_string()));
+        let mut caches: Vec<KvCache> = runs.iter().map(|(text, _)| begun(self.caches[*text].take())).collect::<Result<_>>()?;
+        let mut own: Vec<Run> = caches.iter_mut().zip(runs).map(|(cache, (_, ids))| Run { cache, rows: ids.len() }).collect();
+        let hidden = self.model.forward_runs(&embedded, &mut own)?;
+        runs.iter().zip(caches).for_each(|((text, _), cache)| self.caches[*text] = Some(cache));
+        Ok(self.model.logits(&hidden)?.detach().to_vec2()?)
+    }
+
+    fn room(&self, text: usize) -> usize {
+        self.caches[text].as_ref().map_or(0, KvCache::room)
+    }
+
+    fn forget(&mut self, text: usize, count: usize) {
+        if let Some(cache) = &mut self.caches[text] {
+            cache.truncate(cache.length() - count);
+        }
+    }
+
+    fn end(&mut self, text: usize) {
+        self.spare.extend(self.caches[text].take());
+    }
+}
