@@ -66,6 +66,14 @@ impl dyn Communicator + '_ {
         all.next().ok_or_else(|| Error::Invalid("the leading rank gave nothing".to_string()))
     }
 
+    /// The leader does `work`; no rank goes on before it is done.
+    pub fn leader_only(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        if self.leads() {
+            work()?;
+        }
+        self.wait()
+    }
+
     /// Every rank does `work`, the others when the leader is done: what it leaves in files, they find there.
     pub fn leader_first<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         if self.leads() {

@@ -113,6 +113,8 @@ impl Communicator for Mpi {
 
     fn gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>> {
         let world = self.meet();
+        // address 1 is Open MPI's MPI_IN_PLACE, and where Rust's empty slices lie: no message is empty
+        let own = [own, &[0]].concat();
         let mut lengths = vec![0u64; self.size];
         world.all_gather_into(&[own.len() as u64][..], &mut lengths[..]);
         let total: u64 = lengths.iter().sum();
@@ -122,10 +124,8 @@ impl Communicator for Mpi {
         let counts: Vec<i32> = lengths.iter().map(|length| *length as i32).collect();
         let starts: Vec<i32> = counts.iter().scan(0, |sum, count| Some(std::mem::replace(sum, *sum + count))).collect();
         let mut all = vec![0u8; total as usize];
-        world.all_gather_varcount_into(own, &mut PartitionMut::new(&mut all[..], &counts[..], &starts[..]));
-        let mut rest = &all[..];
-        let mut take = |length: &u64| rest.split_off(..*length as usize).unwrap_or_default().to_vec();
-        Ok(lengths.iter().map(&mut take).collect())
+        world.all_gather_varcount_into(&own[..], &mut PartitionMut::new(&mut all[..], &counts[..], &starts[..]));
+        Ok(starts.iter().zip(&counts).map(|(start, count)| all[*start as usize..][..*count as usize - 1].to_vec()).collect())
     }
 
     fn abort(&self, code: u8) -> ! {

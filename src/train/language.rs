@@ -64,10 +64,10 @@ pub fn train_language_for(config: &Config, cache: &Cache, run: &Path, call: Call
     let mut language = Language { config, stage, model, reports, watched, order, ranks: call.ranks };
     let mut optimizer = AdamW::new(params.trainable(), stage.training.optimizer.clone());
     let ended = Loop::new(config, &stage.training, &folder, call)?.run(&mut language, &mut optimizer)?;
-    if call.ranks.leads() {
+    call.ranks.leader_only(|| {
         weights::save(&folder.path("model.safetensors"), &params.tensors(), &HashMap::from([("format".to_string(), "pt".to_string())]))?;
-        write_config(&folder, &sizes, &tokenizer)?;
-    }
+        write_config(&folder, &sizes, &tokenizer)
+    })?;
     Ok(ended)
 }
 

@@ -71,8 +71,8 @@ pub fn train_report_for(config: &Config, cache: &Cache, run: &Path, kind: Decode
     let (stage, mut optimizer) = ReportStage::start(config, cache, run, kind)?;
     let mut stage = stage.shared(call.ranks);
     let ended = Loop::new(config, stage.training, &folder, call)?.run(&mut stage, &mut optimizer)?;
-    if ended.finished && call.ranks.leads() {
-        stage.save()?;
+    if ended.finished {
+        call.ranks.leader_only(|| stage.save())?;
     }
     Ok(ReportOutcome { ended, studies: [stage.studies.len(), stage.watched.len()], cut: stage.cut })
 }

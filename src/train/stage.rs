@@ -245,11 +245,7 @@ impl<'a> Loop<'a> {
             let own = sha256(model.iter().chain(&state))?;
             self.ranks().agree(&format!("what they have learned by step {step}"), &own)?;
         }
-        if self.ranks().leads() {
-            self.save(stage.name(), optimizer, course, CheckpointTensors { model, optimizer: state })?;
-        }
-        // no rank goes on, or ends, before the checkpoint is whole
-        self.ranks().wait()
+        self.ranks().leader_only(|| self.save(stage.name(), optimizer, course, CheckpointTensors { model, optimizer: state }))
     }
 
     fn save(&self, stage: &str, optimizer: &AdamW, course: &Course, mut tensors: CheckpointTensors) -> Result<()> {
@@ -278,10 +274,8 @@ impl<'a> Loop<'a> {
             self.take(stage, optimizer, &mut self.run.checkpoint(*best)?)?;
             ended.model_of_step = *best;
         }
-        if self.ranks().leads() {
-            let text = serde_json::to_string_pretty(&ended).map_err(|e| Error::file(self.run.path("finished.json"), e.to_string()))?;
-            self.run.write_text("finished.json", &text)?;
-        }
+        let text = serde_json::to_string_pretty(&ended).map_err(|e| Error::file(self.run.path("finished.json"), e.to_string()))?;
+        self.ranks().leader_only(|| self.run.write_text("finished.json", &text))?;
         Ok(ended)
     }
 

@@ -76,8 +76,9 @@ pub fn train_structure_for(config: &Config, cache: &Cache, run: &Path, call: Cal
     let mut stage = stage.shared(call.ranks);
     let looped = Loop::new(config, &config.train_structure.training, &folder, call)?;
     let ended = looped.run(&mut stage, &mut optimizer)?;
-    if ended.finished && call.ranks.leads() {
-        weights::save(&folder.path("model.safetensors"), &stage.observer.tensors(), &std::collections::HashMap::new())?;
+    if ended.finished {
+        let path = folder.path("model.safetensors");
+        call.ranks.leader_only(|| weights::save(&path, &stage.observer.tensors(), &std::collections::HashMap::new()))?;
     }
     let queue = match &stage.queue {
         Queue::Features(queue) => (0..config.structure.queries.structures()).map(|s| queue.len(s)).collect(),

@@ -1,16 +1,31 @@
 //! Ranks in one process, a thread each: what ranks share, without MPI.
 
-use std::sync::{Barrier, Mutex};
+use std::sync::{Condvar, Mutex};
+use std::time::Duration;
 
 use ctscribe::Result;
 use ctscribe::ranks::Communicator;
 
-/// What the threads tell each other.
+/// Where the threads meet.
 pub struct Meeting {
     size: usize,
-    barrier: Barrier,
-    told: Mutex<Vec<Vec<u8>>>,
+    state: Mutex<State>,
+    changed: Condvar,
 }
+
+/// How far a meeting is.
+#[derive(Default)]
+struct State {
+    /// What each told since the last meeting.
+    told: Vec<Vec<u8>>,
+    come: usize,
+    /// Meetings before this one, and what was told in the last.
+    met: u64,
+    all: Vec<Vec<u8>>,
+}
+
+/// A rank that waits longer than this fails: another one must have failed.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// One of the threads.
 #[derive(Clone, Copy)]
@@ -27,7 +42,8 @@ impl std::fmt::Debug for Thread<'_> {
 
 /// Runs `work` on `size` ranks; what each gave, in their order.
 pub fn together<T: Send>(size: usize, work: impl Fn(&dyn Communicator) -> T + Sync) -> Vec<T> {
-    let meeting = Meeting { size, barrier: Barrier::new(size), told: Mutex::new(vec![Vec::new(); size]) };
+    let state = State { told: vec![Vec::new(); size], ..State::default() };
+    let meeting = Meeting { size, state: Mutex::new(state), changed: Condvar::new() };
     std::thread::scope(|scope| {
         let (meeting, work) = (&meeting, &work);
         let threads: Vec<_> = (0..size).map(|rank| scope.spawn(move || work(&Thread { meeting, rank }))).collect();
@@ -53,11 +69,19 @@ impl Communicator for Thread<'_> {
     }
 
     fn gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>> {
-        self.meeting.told.lock().unwrap()[self.rank] = own.to_vec();
-        self.meeting.barrier.wait();
-        let all = self.meeting.told.lock().unwrap().clone();
-        self.meeting.barrier.wait();
-        Ok(all)
+        let mut state = self.meeting.state.lock().unwrap();
+        state.told[self.rank] = own.to_vec();
+        state.come += 1;
+        let met = state.met;
+        if state.come == self.meeting.size {
+            state.all = state.told.clone();
+            state.come = 0;
+            state.met += 1;
+            self.meeting.changed.notify_all();
+        }
+        let (state, late) = self.meeting.changed.wait_timeout_while(state, PATIENCE, |state| state.met == met).unwrap();
+        assert!(!late.timed_out(), "{self:?} waits in vain");
+        Ok(state.all.clone())
     }
 
     fn abort(&self, code: u8) -> ! {
