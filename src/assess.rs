@@ -12,8 +12,9 @@ use crate::config::Config;
 use crate::data::{Cache, CachedStudy, Subset};
 use crate::decoder::Drafting;
 use crate::evaluate::{Evaluation, Instruments, Pair, RetrievalScores, Writing, evaluate, references_sha256, retrieval};
-use crate::generate::{DecoderKind, Observed, Observer, Visual, Written};
-use crate::generate::{centre, decoder_files, encode_reports, open_decoder, stack_features, write_split};
+use crate::generate::{DecoderKind, Observed, Observer, SplitWriter, Visual, Written};
+use crate::generate::{centre, decoder_files, encode_reports, open_decoder, stack_features};
+use crate::ranks::{Alone, Communicator};
 use crate::structure::{LossConfig, RetrievalRule, report_to_volume_scores};
 use crate::weights::{sha256, write_aside};
 use crate::{Error, Result};
@@ -47,16 +48,27 @@ impl Question {
 
 /// Writes and scores the reports of a split; `RUN/DECODER/reports/` keeps both, those from other visual tokens under their own name.
 pub fn evaluate_run(
-    (config, cache, run): (&Config, &Cache, &Path),
+    whole: (&Config, &Cache, &Path),
     kind: DecoderKind,
     question: Question,
     instruments: &Instruments,
     done: &mut dyn FnMut(usize),
 ) -> Result<(Evaluation, Vec<Pair>)> {
+    evaluate_run_shared(whole, kind, question, (instruments, &Alone), done)
+}
+
+/// As [`evaluate_run`], the studies shared among ranks; the leader scores and keeps, all get both.
+pub fn evaluate_run_shared(
+    (config, cache, run): (&Config, &Cache, &Path),
+    kind: DecoderKind,
+    question: Question,
+    (instruments, ranks): (&Instruments, &dyn Communicator),
+    done: &mut dyn FnMut(usize),
+) -> Result<(Evaluation, Vec<Pair>)> {
     let studies = question.studies(cache)?;
     let decoder = open_decoder(config, run, kind, None)?;
-    let write = || write_split(&decoder, kind.generation(config), run, &studies, question.visual, done);
-    let (written, writing) = watched(write)?;
+    let writer = SplitWriter { decoder: &decoder, generation: kind.generation(config), run, ranks };
+    let (written, writing) = watched(|| writer.write(&studies, question.visual, done))?;
     let pair = |(study, written): (&&CachedStudy, Written)| Pair {
         study: study.name.clone(),
         generated: written.text,
@@ -64,10 +76,13 @@ pub fn evaluate_run(
         labels: study.labels,
     };
     let pairs: Vec<Pair> = studies.iter().zip(written).map(pair).collect();
-    let scores = evaluate(&format!("{}{}", kind.name(), question.visual.suffix()), &pairs, instruments)?;
-    let split = Some(cache.split_record(question.split, studies.len())?);
-    let evaluation = Evaluation { split, weights: weights_of(config, run, kind)?, writing: Some(writing), ..scores };
-    save(&run.join(kind.name()).join("reports"), &question.name(), &evaluation, &pairs)?;
+    let evaluation = ranks.from_leader(|| {
+        let scores = evaluate(&format!("{}{}", kind.name(), question.visual.suffix()), &pairs, instruments)?;
+        let split = Some(cache.split_record(question.split, studies.len())?);
+        let evaluation = Evaluation { split, weights: weights_of(config, run, kind)?, writing: Some(writing), ..scores };
+        save(&run.join(kind.name()).join("reports"), &question.name(), &evaluation, &pairs)?;
+        Ok(evaluation)
+    })?;
     Ok((evaluation, pairs))
 }
 

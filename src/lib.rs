@@ -21,6 +21,7 @@
 
 pub mod error;
 
+pub mod ranks;
 pub mod text;
 pub mod volume;
 pub mod weights;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// Modules by floor, the lowest first. Tests inside a module may look anywhere.
 const FLOORS: [&[&str]; 10] = [
     &["error"],
-    &["weights"],
+    &["ranks", "weights"],
     &["volume", "text"],
     &["vision", "structure", "decoder", "data"],
     &["config"],

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use serde::Serialize;
 
-use crate::assess::{Question, earlier_evaluation, evaluate_run};
+use crate::assess::{Question, earlier_evaluation, evaluate_run_shared};
 use crate::compare::{Comparing, Comparison, Difference, compare};
 use crate::config::Config;
 use crate::data::{Cache, Subset};
 use crate::evaluate::{Evaluation, Instruments, Pair, References, evaluate, read_predictions, write_submission};
 use crate::generate::{DecoderKind, Visual};
+use crate::ranks::Communicator;
 use crate::train::Progress;
 use crate::{Error, Result};
 
@@ -88,9 +89,12 @@ struct Grounding<'a> {
 }
 
 impl Args {
-    pub(super) fn run(self) -> Result<()> {
+    pub(super) fn run(self, ranks: &dyn Communicator) -> Result<()> {
         let instruments = self.instruments.open()?;
-        let Some(path) = &self.pairs else { return self.evaluate_run(&instruments) };
+        let Some(path) = &self.pairs else { return self.evaluate_run(&instruments, ranks) };
+        if ranks.size() > 1 {
+            return Err(Error::Invalid("--pairs leaves no reports to write and nothing to share: start one process".to_string()));
+        }
         let references = match (&self.references, &self.data) {
             (Some(file), _) => References::read(file)?,
             (None, Some(data)) => self.references_of(data)?,
@@ -117,7 +121,7 @@ impl Args {
         Ok(References::of_pairs(&cache.subset(self.split)?.iter().map(pair).collect::<Vec<_>>()))
     }
 
-    fn evaluate_run(&self, instruments: &Instruments) -> Result<()> {
+    fn evaluate_run(&self, instruments: &Instruments, ranks: &dyn Communicator) -> Result<()> {
         let (Some(run), Some(data)) = (&self.run, &self.data) else {
             return Err(Error::Invalid("give --run and --data, or --pairs".to_string()));
         };
@@ -126,19 +130,23 @@ impl Args {
         let question = |visual: Visual| Question { split: self.split, visual, limit: self.limit };
         let ask = |visual: Visual| {
             let total = cache.subset(self.split)?.len().min(self.limit.unwrap_or(usize::MAX));
-            let progress = Progress::new(format!("write reports{}", visual.suffix()), total as u64);
-            let found = evaluate_run(whole, kind, question(visual), instruments, &mut |done| progress.at(done as u64, ""))?;
-            progress.finish("");
+            let progress = ranks.leads().then(|| Progress::new(format!("write reports{}", visual.suffix()), total as u64));
+            let mut told = |done| progress.iter().for_each(|progress| progress.at(done as u64, ""));
+            let found = evaluate_run_shared(whole, kind, question(visual), (instruments, ranks), &mut told)?;
+            progress.into_iter().for_each(|progress| progress.finish(""));
             Ok::<_, Error>(found)
         };
         let visual = Visual::from(self.visual);
         if visual == Visual::Own {
             let (evaluation, pairs) = ask(visual)?;
-            return self.finish(&evaluation, &pairs, None);
+            return if ranks.leads() { self.finish(&evaluation, &pairs, None) } else { Ok(()) };
         }
-        let earlier = earlier_evaluation(whole, kind, question(Visual::Own), instruments)?;
+        let earlier = ranks.from_leader(|| earlier_evaluation(whole, kind, question(Visual::Own), instruments))?;
         let own = earlier.map_or_else(|| Ok(ask(Visual::Own)?.0), Ok::<_, Error>)?;
         let (evaluation, pairs) = ask(visual)?;
+        if !ranks.leads() {
+            return Ok(());
+        }
         let comparison = compare(&[own, evaluation.clone()], &Comparing::seeded(config.seed))?;
         self.finish(&evaluation, &pairs, Some(&comparison))
     }

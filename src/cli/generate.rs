@@ -1,7 +1,7 @@
 //! `ctscribe generate`.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
@@ -9,13 +9,14 @@ use crate::config::Config;
 use crate::decoder::{GenerationConfig, Strategy};
 use crate::document::{diagnostic_report, write_dicom_sr};
 use crate::error::chain;
-use crate::generate::{DRAFT, DecoderKind, Examined, Report, Reporter, report_scans, write_heatmaps};
+use crate::generate::{DRAFT, DecoderKind, Examined, Happening, Report, Reporter, report_scans, write_heatmaps};
+use crate::ranks::Communicator;
 use crate::viewer::{ONE_STUDY, Page, StudyView, write_panels};
 use crate::volume::find_scans;
 use crate::weights::write_aside;
 use crate::{Error, Result};
 
-use super::run::{DecoderArg, print_json};
+use super::run::{DecoderArg, json_line};
 
 /// Arguments of `generate`.
 #[derive(Debug, clap::Args)]
@@ -127,7 +128,10 @@ impl Decoding {
 }
 
 impl Args {
-    pub(super) fn run(self) -> Result<()> {
+    pub(super) fn run(self, ranks: &dyn Communicator) -> Result<()> {
+        if self.stream && ranks.size() > 1 {
+            return Err(Error::Invalid("--stream is for a single process: several write at the same time".to_string()));
+        }
         let kind: DecoderKind = self.decoder.into();
         let generation = self.decoding.over(kind.generation(&Config::of_run(&self.run)?))?;
         let scans = find_scans(&self.scans)?;
@@ -138,20 +142,24 @@ impl Args {
         }
         let streams = self.stream && self.format == Format::Text;
         let mut begun = None;
-        let mut on_text = |scan: &std::path::Path, text: &str| {
-            if streams {
-                if begun.as_deref() != Some(scan) {
-                    begun = Some(scan.to_path_buf());
-                    heading(scan, scans.len());
-                }
-                print!("{text}");
-                let _ = std::io::stdout().flush();
-            }
-        };
         let page = |examined: &Examined| page(examined, &reporter, reference.as_deref());
-        let mut on_report = |examined: Examined| self.finish(&examined, &page, streams, scans.len());
-        let mut on_failure = |_: &std::path::Path, error: &Error| eprintln!("error: {}", chain(error));
-        report_scans(&reporter, &scans, &mut on_text, &mut on_report, &mut on_failure)
+        let mut hear = |scan: &Path, happening: Happening| -> Result<String> {
+            match happening {
+                Happening::Text(text) if streams => {
+                    if begun.as_deref() != Some(scan) {
+                        begun = Some(scan.to_path_buf());
+                        print!("{}", heading(scan, scans.len()));
+                    }
+                    print!("{text}");
+                    let _ = std::io::stdout().flush();
+                }
+                Happening::Text(_) => {}
+                Happening::Report(examined) => return self.finish(&examined, &page, streams, scans.len()),
+                Happening::Failure(error) => eprintln!("error: {}", chain(error)),
+            }
+            Ok(String::new())
+        };
+        report_scans(&reporter, ranks, &scans, &mut hear, &mut |text| print!("{text}"))
     }
 
     /// The reference report; what serves one scan only is refused for several, before any work.
@@ -163,7 +171,8 @@ impl Args {
         self.reference.as_ref().map(|path| std::fs::read_to_string(path).map_err(|e| Error::io(path, e))).transpose()
     }
 
-    fn finish(&self, examined: &Examined, page: &dyn Fn(&Examined) -> Result<String>, streamed: bool, scans: usize) -> Result<()> {
+    /// Writes the scan's files; gives what is to be printed.
+    fn finish(&self, examined: &Examined, page: &dyn Fn(&Examined) -> Result<String>, streamed: bool, scans: usize) -> Result<String> {
         let report = &examined.report;
         for warning in &report.warnings {
             eprintln!("warning: {}: {warning}", report.path.display());
@@ -177,21 +186,11 @@ impl Args {
             write_panels(examined, folder)?;
         }
         match self.format {
-            Format::Json => print_json(report),
-            Format::Fhir => print_json(&diagnostic_report(report)),
-            Format::Html => {
-                print!("{}", page(examined)?);
-                Ok(())
-            }
-            Format::Text if streamed => {
-                println!("\n");
-                Ok(())
-            }
-            Format::Text => {
-                heading(&report.path, scans);
-                println!("{}\n", report.text);
-                Ok(())
-            }
+            Format::Json => json_line(report),
+            Format::Fhir => json_line(&diagnostic_report(report)),
+            Format::Html => page(examined),
+            Format::Text if streamed => Ok("\n\n".to_string()),
+            Format::Text => Ok(format!("{}{}\n\n", heading(&report.path, scans), report.text)),
         }
     }
 }
@@ -203,7 +202,7 @@ fn page(examined: &Examined, reporter: &Reporter, reference: Option<&str>) -> Re
     Page { title, notice: DRAFT.to_string(), studies: vec![study], ..Page::default() }.render()
 }
 
-fn write_documents(report: &Report, out: &std::path::Path) -> Result<()> {
+fn write_documents(report: &Report, out: &Path) -> Result<()> {
     let fault = |e: serde_json::Error| Error::file(out, e.to_string());
     let file = |ending: &str| out.join(format!("{}.{ending}", report.study));
     write_aside(&file("txt"), format!("{}\n\n{}\n", report.text, report.notice).as_bytes())?;
@@ -212,8 +211,6 @@ fn write_documents(report: &Report, out: &std::path::Path) -> Result<()> {
     write_dicom_sr(report, &file("sr.dcm"))
 }
 
-fn heading(scan: &std::path::Path, scans: usize) {
-    if scans > 1 {
-        println!("# {}", scan.display());
-    }
+fn heading(scan: &Path, scans: usize) -> String {
+    if scans > 1 { format!("# {}\n", scan.display()) } else { String::new() }
 }

@@ -25,7 +25,9 @@ mod weights;
 
 use clap::{Parser, Subcommand};
 
-use crate::Result;
+use crate::error::chain;
+use crate::ranks::{self, Communicator};
+use crate::{Error, Result};
 
 /// Reads a chest CT and writes the radiology report; trains the model that does so. Drafts, not for diagnosis.
 #[derive(Debug, Parser)]
@@ -78,17 +80,41 @@ enum Command {
 }
 
 impl Cli {
-    /// Runs the subcommand.
+    /// Runs the subcommand, on all the ranks that this process was started among. An error of one rank ends the others.
     pub fn run(self) -> Result<()> {
-        match self.command {
+        let ranks = ranks::open()?;
+        let done = self.command.run(&*ranks);
+        match done {
+            // scans or studies failed, told by the leader when all ranks were done
+            Err(error) if ranks.size() > 1 && !matches!(error, Error::SomeFailed { .. }) => {
+                eprintln!("error: rank {} of {}: {}", ranks.rank(), ranks.size(), chain(&error));
+                ranks.abort(error.exit_code())
+            }
+            done => done,
+        }
+    }
+}
+
+impl Command {
+    /// Whether ranks share this work; what they do not share, each would do whole, into the same files.
+    fn is_shared(&self) -> bool {
+        matches!(self, Command::Train(_) | Command::Observe(_) | Command::Generate(_) | Command::Evaluate(_))
+    }
+
+    fn run(self, ranks: &dyn Communicator) -> Result<()> {
+        if ranks.size() > 1 && !self.is_shared() {
+            let what = "only train, observe, generate and evaluate share their work among processes: start one process";
+            return Err(Error::Invalid(what.to_string()));
+        }
+        match self {
             Command::Demo(args) => args.run(),
-            Command::Generate(args) => args.run(),
+            Command::Generate(args) => args.run(ranks),
             Command::Inspect(args) => args.run(),
             Command::Fetch(args) => args.run(),
             Command::Prepare(args) => args.run(),
-            Command::Train(args) => args.run(),
-            Command::Observe(args) => args.run(),
-            Command::Evaluate(args) => args.run(),
+            Command::Train(args) => args.run(ranks),
+            Command::Observe(args) => args.run(ranks),
+            Command::Evaluate(args) => args.run(ranks),
             Command::Retrieve(args) => args.run(),
             Command::Compare(args) => args.run(),
             Command::View(args) => args.run(),

@@ -1,7 +1,8 @@
 //! `ctscribe observe`.
 
 use crate::Result;
-use crate::generate::observe;
+use crate::generate::observe_shared;
+use crate::ranks::Communicator;
 use crate::train::Progress;
 
 use super::run::{RunArgs, open, some_failed};
@@ -14,10 +15,13 @@ pub struct Args {
 }
 
 impl Args {
-    pub(super) fn run(self) -> Result<()> {
+    pub(super) fn run(self, ranks: &dyn Communicator) -> Result<()> {
         let (config, cache) = open(&self.run)?;
+        if !ranks.leads() {
+            return observe_shared(&config, &cache, &self.run.run, ranks, |_| {}).map(|_| ());
+        }
         let progress = Progress::new("observe", cache.studies.len() as u64);
-        let report = observe(&config, &cache, &self.run.run, |done| {
+        let report = observe_shared(&config, &cache, &self.run.run, ranks, |done| {
             progress.at(done as u64, "");
         })?;
         progress.finish("");

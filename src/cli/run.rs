@@ -105,9 +105,14 @@ pub fn open(args: &RunArgs) -> Result<(Config, Cache)> {
 
 /// A value as one line of JSON on stdout.
 pub fn print_json(value: &impl serde::Serialize) -> Result<()> {
-    let text = serde_json::to_string(value).map_err(|e| Error::Invalid(format!("the result cannot be written as JSON: {e}")))?;
-    println!("{text}");
+    print!("{}", json_line(value)?);
     Ok(())
+}
+
+/// A value as one line of JSON.
+pub fn json_line(value: &impl serde::Serialize) -> Result<String> {
+    let text = serde_json::to_string(value).map_err(|e| Error::Invalid(format!("the result cannot be written as JSON: {e}")))?;
+    Ok(text + "\n")
 }
 
 /// All faults of a listing on stderr, and the error that counts them.

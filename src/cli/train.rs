@@ -4,7 +4,8 @@ use clap::{Parser, Subcommand};
 
 use crate::Result;
 use crate::data::Cache;
-use crate::train::{Ended, train_language, train_report, train_structure, write_manifest};
+use crate::ranks::Communicator;
+use crate::train::{Call, Ended, train_language_for, train_report_for, train_structure_for, write_manifest};
 
 use super::run::{ConfigArgs, DecoderArg, RunArgs, run_config};
 
@@ -43,27 +44,34 @@ struct Common {
 }
 
 impl Args {
-    pub(super) fn run(self) -> Result<()> {
+    pub(super) fn run(self, ranks: &dyn Communicator) -> Result<()> {
         let (Stage::Structure(common) | Stage::Language(common) | Stage::Report { common, .. }) = &self.stage;
         let run = &common.run.run;
         let cache = Cache::open(&common.run.data)?;
-        let config = run_config(run, &common.config)?;
-        write_manifest(&config, &cache, run)?;
-        match &self.stage {
+        let config = ranks.leader_first(|| {
+            let config = run_config(run, &common.config)?;
+            write_manifest(&config, &cache, run)?;
+            Ok(config)
+        })?;
+        let call = Call { resume: common.resume, stop_after: None, ranks };
+        let said = match &self.stage {
             Stage::Structure(_) => {
-                let outcome = train_structure(&config, &cache, run, common.resume)?;
+                let outcome = train_structure_for(&config, &cache, run, call)?;
                 let [learned, watched] = outcome.studies;
-                println!("structure: {} on {learned} studies ({watched} watched)", ending(&outcome.ended));
+                format!("structure: {} on {learned} studies ({watched} watched)", ending(&outcome.ended))
             }
-            Stage::Language(_) => println!("language: {}", ending(&train_language(&config, &cache, run, common.resume)?)),
+            Stage::Language(_) => format!("language: {}", ending(&train_language_for(&config, &cache, run, call)?)),
             Stage::Report { decoder, .. } => {
-                let outcome = train_report(&config, &cache, run, (*decoder).into(), common.resume)?;
-                if outcome.cut > 0 {
+                let outcome = train_report_for(&config, &cache, run, (*decoder).into(), call)?;
+                if outcome.cut > 0 && ranks.leads() {
                     eprintln!("warning: {} of {} reports exceed max_report_tokens and were cut", outcome.cut, outcome.studies[0]);
                 }
                 let [learned, watched] = outcome.studies;
-                println!("report: {} on {learned} studies ({watched} watched)", ending(&outcome.ended));
+                format!("report: {} on {learned} studies ({watched} watched)", ending(&outcome.ended))
             }
+        };
+        if ranks.leads() {
+            println!("{said}");
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// What writing texts took.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Effort {
     /// Passes through the network, those over prompts among them.
     pub passes: usize,

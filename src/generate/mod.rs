@@ -17,8 +17,10 @@ pub use decoders::{
 };
 pub use heatmaps::{heatmap_name, write_heatmaps};
 pub use observations::{Observed, folder as observations_folder, read_tokens};
-pub use observe::{ObserveReport, observe, observe_volume, observe_whole};
+pub use observe::{ObserveReport, observe, observe_shared, observe_volume, observe_whole};
 pub use observer::{MODEL, Observer};
-pub use reporter::{DRAFT, Examined, PatchEvidence, Report, Reporter, SCHEMA, StructureEvidence, Timings, patch_evidence, report_scans};
-pub use split::{Visual, Written, write_split};
+pub use reporter::{
+    DRAFT, Examined, Happening, PatchEvidence, Report, Reporter, SCHEMA, StructureEvidence, Timings, patch_evidence, report_scans,
+};
+pub use split::{SplitWriter, Visual, Written};
 pub use text_features::{Features, centre, encode_reports, stack_features, structure_means};

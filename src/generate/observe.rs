@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use crate::config::Config;
 use crate::data::Cache;
+use crate::ranks::{Alone, Communicator};
 use crate::volume::Geometry;
 use crate::weights;
 use crate::{Error, Result};
@@ -48,6 +49,21 @@ pub fn observe_whole(observer: &Observer, volume: &Tensor, geometry: Geometry) -
 
 /// Observes the studies of `cache` with the run's stage one. A study that fails is listed and passed over.
 pub fn observe(config: &Config, cache: &Cache, run: &Path, done: impl Fn(usize) + Sync) -> Result<ObserveReport> {
+    observe_shared(config, cache, run, &Alone, done)
+}
+
+/// What became of one study: its place in the cache; whether it was observed now, or why it failed.
+type Outcome = (usize, std::result::Result<bool, String>);
+
+/// As [`observe`], the studies shared among `ranks`: every size-th is this rank's. All get the whole report; `done` hears of all as far as
+/// this rank can tell.
+pub fn observe_shared(
+    config: &Config,
+    cache: &Cache,
+    run: &Path,
+    ranks: &dyn Communicator,
+    done: impl Fn(usize) + Sync,
+) -> Result<ObserveReport> {
     cache.check(&config.volume)?;
     let observer = Observer::of_run(config, run)?;
     let sha256 = weights::sha256(&run.join(MODEL))?;
@@ -61,22 +77,27 @@ pub fn observe(config: &Config, cache: &Cache, run: &Path, done: impl Fn(usize) 
         observe_volume(&observer, &cache.volume(name)?, cache.geometry(name)?)?.write(run, name, &sha256)?;
         Ok(true)
     };
-    let outcomes: Vec<(String, Result<bool>)> = cache
-        .studies
+    let own: Vec<usize> = (ranks.rank()..cache.studies.len()).step_by(ranks.size()).collect();
+    let outcomes: Vec<Outcome> = own
         .par_iter()
-        .map(|study| {
-            let outcome = one(&study.name);
-            done(count.fetch_add(1, Ordering::Relaxed) + 1);
-            (study.name.clone(), outcome)
+        .map(|&index| {
+            let outcome = one(&cache.studies[index].name).map_err(|error| crate::error::chain(&error));
+            done(((count.fetch_add(1, Ordering::Relaxed) + 1) * ranks.size()).min(cache.studies.len()));
+            (index, outcome)
         })
         .collect();
+    Ok(report(cache, ranks.gather_values(&outcomes)?))
+}
+
+fn report(cache: &Cache, mut outcomes: Vec<Outcome>) -> ObserveReport {
+    outcomes.sort_unstable_by_key(|(index, _)| *index);
     let mut report = ObserveReport::default();
-    for (name, outcome) in outcomes {
+    for (index, outcome) in outcomes {
         match outcome {
             Ok(true) => report.observed += 1,
             Ok(false) => report.kept += 1,
-            Err(error) => report.failed.push((name, crate::error::chain(&error))),
+            Err(why) => report.failed.push((cache.studies[index].name.clone(), why)),
         }
     }
-    Ok(report)
+    report
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::decoder::{Drafting, GenerationConfig, ReportDecoder};
+use crate::ranks::Communicator;
 use crate::text::FINDINGS;
 use crate::text::{Structures, label_report};
 use crate::volume::{self, Geometry, Grid, HuVerdict, Prepared, SpacingSource, apply_policy, looks_like_chest, orient};
@@ -265,26 +266,64 @@ pub fn patch_evidence(config: &Config, geometry: &Geometry, index: usize, mass: 
     PatchEvidence { grid, voxels: [first, end], box_mm: geometry.box_mm(first, end), attention_mass: mass }
 }
 
-/// Writes reports for scans one after the other; one that fails is told to `on_failure` and passed over.
+/// What happens to a scan.
+#[derive(Debug)]
+pub enum Happening<'a> {
+    /// A piece of its report was written.
+    Text(&'a str),
+    /// Its report is whole.
+    Report(Box<Examined>),
+    /// It has no report.
+    Failure(&'a Error),
+}
+
+/// What one rank tells of its scan: what is to be printed, or that it failed.
+#[derive(Serialize, Deserialize)]
+enum Told {
+    Print(String),
+    Failed(PathBuf),
+}
+
+/// Writes reports for scans, one after the other on each of `ranks`; one that fails is told and passed over. `hear` hears on a scan's own rank
+/// what happens to it and says what is to be printed of it; `print` prints that, on the leader, in the scans' order.
+///
+/// # Errors
+/// [`Error::SomeFailed`] on the leader alone.
 pub fn report_scans(
     reporter: &Reporter,
+    ranks: &dyn Communicator,
     scans: &[PathBuf],
-    on_text: &mut dyn FnMut(&Path, &str),
-    on_report: &mut dyn FnMut(Examined) -> Result<()>,
-    on_failure: &mut dyn FnMut(&Path, &Error),
+    hear: &mut dyn FnMut(&Path, Happening) -> Result<String>,
+    print: &mut dyn FnMut(&str),
 ) -> Result<()> {
     let mut failed = Vec::new();
-    for scan in scans {
-        match reporter.examine(scan, &mut |text| on_text(scan, text)) {
-            Ok(examined) => on_report(examined)?,
-            Err(error) => {
-                on_failure(scan, &error);
-                failed.push(scan.display().to_string());
+    for round in scans.chunks(ranks.size()) {
+        let told = round.get(ranks.rank()).map(|scan| report_scan(reporter, scan, hear)).transpose()?;
+        for told in ranks.gather_values(&told.into_iter().collect::<Vec<_>>())? {
+            match told {
+                Told::Print(text) if ranks.leads() => print(&text),
+                Told::Print(_) => {}
+                Told::Failed(scan) => failed.push(scan.display().to_string()),
             }
         }
     }
     match failed.len() {
-        0 => Ok(()),
-        count => Err(Error::SomeFailed { failed: count, total: scans.len(), list: failed.join(", ") }),
+        count if count > 0 && ranks.leads() => Err(Error::SomeFailed { failed: count, total: scans.len(), list: failed.join(", ") }),
+        _ => Ok(()),
+    }
+}
+
+fn report_scan(reporter: &Reporter, scan: &Path, hear: &mut dyn FnMut(&Path, Happening) -> Result<String>) -> Result<Told> {
+    let mut fault = None;
+    let examined = reporter.examine(scan, &mut |text| fault = hear(scan, Happening::Text(text)).err().or(fault.take()));
+    if let Some(fault) = fault {
+        return Err(fault);
+    }
+    match examined {
+        Ok(examined) => Ok(Told::Print(hear(scan, Happening::Report(Box::new(examined)))?)),
+        Err(error) => {
+            hear(scan, Happening::Failure(&error))?;
+            Ok(Told::Failed(scan.to_path_buf()))
+        }
     }
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::CachedStudy;
 use crate::decoder::{Drafting, Effort, GenerationConfig, ReportDecoder};
+use crate::ranks::Communicator;
 use crate::{Error, Result};
 
 use super::observations::read_tokens;
@@ -41,7 +42,7 @@ impl Visual {
 }
 
 /// A report as it was written.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Written {
     /// Its text.
     pub text: String,
@@ -49,37 +50,48 @@ pub struct Written {
     pub tokens: usize,
 }
 
-/// A report for each study, `generation.batch` at a time, and how far guesses shortened it. `done` hears how many are written.
-pub fn write_split(
-    decoder: &ReportDecoder,
-    generation: &GenerationConfig,
-    run: &Path,
-    studies: &[&CachedStudy],
-    visual: Visual,
-    done: &mut dyn FnMut(usize),
-) -> Result<(Vec<Written>, Option<Drafting>)> {
-    let sources = match visual {
-        Visual::Shuffled => other_patients(studies, generation.seed)?,
-        Visual::Own | Visual::Zero | Visual::Mean => (0..studies.len()).collect(),
-    };
-    let read = |index: usize| -> Result<Tensor> { Ok(read_tokens(run, &studies[index].name)?.to_dtype(DType::F32)?) };
-    let instead = match visual {
-        Visual::Own | Visual::Shuffled => None,
-        Visual::Zero => studies.first().map(|_| Ok::<_, Error>(read(0)?.zeros_like()?)).transpose()?,
-        Visual::Mean => mean_tokens(studies.len(), read)?,
-    };
-    let (mut written, mut effort) = (Vec::new(), None::<Effort>);
-    for chunk in sources.chunks(generation.batch.max(1)) {
-        let own = |&index: &usize| instead.clone().map_or_else(|| read(index), Ok);
-        let tokens: Vec<Tensor> = chunk.iter().map(own).collect::<Result<_>>()?;
-        let (reports, own) = decoder.write(&Tensor::stack(&tokens, 0)?, generation, &mut |_, _| {})?;
-        effort = own.map(|own| own.and(effort.unwrap_or_default()));
-        for ids in reports {
-            written.push(Written { text: decoder.tokenizer().decode(&ids)?.trim().to_string(), tokens: ids.len() });
+/// What writes the reports of a split from its observations.
+#[derive(Debug)]
+pub struct SplitWriter<'a> {
+    /// The decoder.
+    pub decoder: &'a ReportDecoder,
+    /// How it decodes, and how many reports at a time.
+    pub generation: &'a GenerationConfig,
+    /// The run that holds the observations.
+    pub run: &'a Path,
+    /// Who shares the studies; every rank gets all reports.
+    pub ranks: &'a dyn Communicator,
+}
+
+impl SplitWriter<'_> {
+    /// A report for each study, `generation.batch` at a time, and how far guesses shortened it: the same batches however many ranks share them. `done` hears how many are
+    /// written, as far as this rank can tell.
+    pub fn write(&self, studies: &[&CachedStudy], visual: Visual, done: &mut dyn FnMut(usize)) -> Result<(Vec<Written>, Option<Drafting>)> {
+        let sources = match visual {
+            Visual::Shuffled => other_patients(studies, self.generation.seed)?,
+            Visual::Own | Visual::Zero | Visual::Mean => (0..studies.len()).collect(),
+        };
+        let read = |index: usize| -> Result<Tensor> { Ok(read_tokens(self.run, &studies[index].name)?.to_dtype(DType::F32)?) };
+        let instead = match visual {
+            Visual::Own | Visual::Shuffled => None,
+            Visual::Zero => studies.first().map(|_| Ok::<_, Error>(read(0)?.zeros_like()?)).transpose()?,
+            Visual::Mean => mean_tokens(studies.len(), read)?,
+        };
+        let chunks: Vec<&[usize]> = sources.chunks(self.generation.batch.max(1)).collect();
+        let (mut written, mut effort) = (Vec::new(), None::<Effort>);
+        for chunk in &chunks[self.ranks.share(chunks.len())] {
+            let own = |&index: &usize| instead.clone().map_or_else(|| read(index), Ok);
+            let tokens: Vec<Tensor> = chunk.iter().map(own).collect::<Result<_>>()?;
+            let (reports, own) = self.decoder.write(&Tensor::stack(&tokens, 0)?, self.generation, &mut |_, _| {})?;
+            effort = own.map(|own| own.and(effort.unwrap_or_default()));
+            for ids in reports {
+                written.push(Written { text: self.decoder.tokenizer().decode(&ids)?.trim().to_string(), tokens: ids.len() });
+            }
+            done((written.len() * self.ranks.size()).min(studies.len()));
         }
-        done(written.len());
+        let effort = self.ranks.gather_values(&[effort])?.into_iter().flatten().reduce(Effort::and);
+        Ok((self.ranks.gather_values(&written)?, effort.map(|effort| effort.drafting(self.decoder.draft_index_sha256()))))
     }
-    Ok((written, effort.map(|effort| effort.drafting(decoder.draft_index_sha256()))))
 }
 
 /// The mean of studies' visual tokens (V, h), place by place; `None` of none.

@@ -9,11 +9,14 @@ use serde_json::{Map, json};
 use crate::config::{Config, LanguageStage};
 use crate::data::{Cache, Split};
 use crate::decoder::{Llama, LlamaConfig};
+use crate::ranks::Communicator;
 use crate::text::Tokenizer;
 use crate::weights::{self, Params};
 use crate::{Error, Result};
 
-use super::micro_batches::{in_threads, sum_in_threads};
+use super::bucket::shared_gradients;
+use super::call::Call;
+use super::micro_batches::in_threads;
 use super::optimizer::AdamW;
 use super::order::Order;
 use super::run_folder::RunFolder;
@@ -27,10 +30,16 @@ struct Language<'a> {
     reports: Vec<Vec<u32>>,
     watched: Vec<Vec<u32>>,
     order: Order,
+    ranks: &'a dyn Communicator,
 }
 
 /// Learns a tokenizer and a language model; `RUN/language` becomes a base folder in Hugging Face's layout.
 pub fn train_language(config: &Config, cache: &Cache, run: &Path, resume: bool) -> Result<Ended> {
+    train_language_for(config, cache, run, Call::alone(resume))
+}
+
+/// As [`train_language`], called as `call` says.
+pub fn train_language_for(config: &Config, cache: &Cache, run: &Path, call: Call) -> Result<Ended> {
     let Some(stage) = &config.language else {
         return Err(Error::Invalid("language: null: this configuration takes LLaMA from llama.base".to_string()));
     };
@@ -41,10 +50,7 @@ pub fn train_language(config: &Config, cache: &Cache, run: &Path, resume: bool) 
     if train.is_empty() {
         return Err(Error::file(cache.root(), "holds no training study"));
     }
-    let tokenizer_path = folder.path("tokenizer.json");
-    let tokenizer =
-        if tokenizer_path.is_file() { Tokenizer::read(&tokenizer_path)? } else { Tokenizer::train_byte_pair(&train, stage.vocabulary)? };
-    tokenizer.save(&tokenizer_path)?;
+    let tokenizer = call.ranks.leader_first(|| own_tokenizer(&folder, &train, stage.vocabulary))?;
     let vocab_size = if stage.model.vocab_size == 0 { tokenizer.vocabulary() } else { stage.model.vocab_size };
     let sizes = LlamaConfig { vocab_size, ..stage.model.clone() };
     let params = Params::fresh(config.seed, &Device::Cpu);
@@ -55,12 +61,25 @@ pub fn train_language(config: &Config, cache: &Cache, run: &Path, resume: bool) 
     let watched = ids(&texts(Split::Validation))?;
     let mut model = Llama::new(&sizes, &params)?;
     model.set_recompute(stage.training.recompute);
-    let mut language = Language { config, stage, model, reports, watched, order };
+    let mut language = Language { config, stage, model, reports, watched, order, ranks: call.ranks };
     let mut optimizer = AdamW::new(params.trainable(), stage.training.optimizer.clone());
-    let ended = Loop::new(config, &stage.training, &folder, resume)?.run(&mut language, &mut optimizer)?;
-    weights::save(&folder.path("model.safetensors"), &params.tensors(), &HashMap::from([("format".to_string(), "pt".to_string())]))?;
-    write_config(&folder, &sizes, &tokenizer)?;
+    let ended = Loop::new(config, &stage.training, &folder, call)?.run(&mut language, &mut optimizer)?;
+    call.ranks.leader_only(|| {
+        weights::save(&folder.path("model.safetensors"), &params.tensors(), &HashMap::from([("format".to_string(), "pt".to_string())]))?;
+        write_config(&folder, &sizes, &tokenizer)
+    })?;
     Ok(ended)
+}
+
+/// The run's tokenizer, learned where there is none.
+fn own_tokenizer(folder: &RunFolder, texts: &[String], vocabulary: usize) -> Result<Tokenizer> {
+    let path = folder.path("tokenizer.json");
+    if path.is_file() {
+        return Tokenizer::read(&path);
+    }
+    let tokenizer = Tokenizer::train_byte_pair(texts, vocabulary)?;
+    tokenizer.save(&path)?;
+    Ok(tokenizer)
 }
 
 /// `config.json` as transformers reads it.
@@ -98,7 +117,7 @@ impl Stage for Language<'_> {
         let tokens: usize = batch.iter().map(|&index| self.reports[index].len() - 1).sum();
         let parts: Vec<&[usize]> = batch.chunks(training.micro_batch).collect();
         let this = &*self;
-        let (losses, gradients) = sum_in_threads(&parts, this.config.threads, |_, part| {
+        let (losses, gradients) = shared_gradients(this.ranks, &parts, this.config.threads, optimizer, |_, part| {
             let reports: Vec<&Vec<u32>> = part.iter().map(|&index| &this.reports[index]).collect();
             let loss = (this.loss_sum(&reports)?.0 / tokens as f64)?;
             Ok((f64::from(loss.to_scalar::<f32>()?), optimizer.gradients(&mut loss.backward()?)))
@@ -113,11 +132,13 @@ impl Stage for Language<'_> {
         }
         let this = &*self;
         let parts: Vec<&[Vec<u32>]> = this.watched.chunks(this.stage.training.micro_batch).collect();
-        let sums = in_threads(&parts, this.config.threads, |_, part| {
-            let (loss, count) = this.loss_sum(&part.iter().collect::<Vec<_>>())?;
-            Ok((f64::from(loss.to_scalar::<f32>()?), count))
+        let own = &parts[this.ranks.share(parts.len())];
+        let sums = in_threads(own, this.config.threads, |_, part| {
+            let (loss, _) = this.loss_sum(&part.iter().collect::<Vec<_>>())?;
+            Ok(f64::from(loss.to_scalar::<f32>()?))
         })?;
-        let (loss, count) = sums.into_iter().fold((0.0, 0), |(loss, count), (more, tokens)| (loss + more, count + tokens));
+        let loss: f64 = this.ranks.gather_numbers(&sums)?.iter().sum();
+        let count: usize = this.watched.iter().map(|report| report.len() - 1).sum();
         let measures = Map::from_iter([("validation_loss".to_string(), json!(loss / count.max(1) as f64))]);
         Ok(Validation { measures, samples: Vec::new() })
     }

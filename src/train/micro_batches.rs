@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::{Error, Result};
 
-use super::optimizer::Gradients;
+use super::bucket::Bucket;
+use super::optimizer::{AdamW, Gradients};
 
 /// Runs `work` on every item, at most `threads` at a time; the results come in the items' order.
 pub fn in_threads<T: Sync, R: Send>(items: &[T], threads: usize, work: impl Fn(usize, &T) -> Result<R> + Sync) -> Result<Vec<R>> {
@@ -44,14 +45,15 @@ fn pools(count: usize) -> Result<Vec<Arc<rayon::ThreadPool>>> {
     Ok(pools[..count].to_vec())
 }
 
-/// As [`in_threads`], for work that gives gradients too: they are added up as they come, in the items' order, and only those that wait
-/// for an earlier item's are kept.
+/// As [`in_threads`], for work that gives gradients of the optimiser's tensors too: they are added up as they come, in the items' order,
+/// and only those that wait for an earlier item's are kept.
 pub fn sum_in_threads<T: Sync, R: Send>(
     items: &[T],
     threads: usize,
+    optimizer: &AdamW,
     work: impl Fn(usize, &T) -> Result<(R, Gradients)> + Sync,
-) -> Result<(Vec<R>, Gradients)> {
-    let sum = Mutex::new(OrderedSum::default());
+) -> Result<(Vec<R>, Bucket)> {
+    let sum = Mutex::new(OrderedSum { total: Bucket::new(optimizer), added: 0, waiting: BTreeMap::new() });
     let results = in_threads(items, threads, |index, item| {
         let (result, gradients) = work(index, item)?;
         sum.lock().unwrap_or_else(PoisonError::into_inner).add(index, gradients)?;
@@ -60,9 +62,8 @@ pub fn sum_in_threads<T: Sync, R: Send>(
     Ok((results, sum.into_inner().unwrap_or_else(PoisonError::into_inner).total))
 }
 
-#[derive(Default)]
 struct OrderedSum {
-    total: Gradients,
+    total: Bucket,
     /// Items in `total`.
     added: usize,
     waiting: BTreeMap<usize, Gradients>,
@@ -72,25 +73,21 @@ impl OrderedSum {
     fn add(&mut self, index: usize, gradients: Gradients) -> Result<()> {
         self.waiting.insert(index, gradients);
         while let Some(next) = self.waiting.remove(&self.added) {
-            self.total = sum_gradients(vec![std::mem::take(&mut self.total), next])?;
+            self.total.add(&next)?;
             self.added += 1;
         }
         Ok(())
     }
 }
 
-/// The sum of the micro-batches' gradients, in their order: the same bits whatever thread ended first.
-pub fn sum_gradients(parts: Vec<Gradients>) -> Result<Gradients> {
-    let mut parts = parts.into_iter();
-    let mut sum = parts.next().unwrap_or_default();
-    for part in parts {
-        for (name, gradient) in part {
-            let total = match sum.remove(&name) {
-                Some(total) => (total + gradient)?,
-                None => gradient,
-            };
-            sum.insert(name, total);
-        }
+/// The sum of two parts' gradients; one of a single part stays as it is.
+pub fn sum_gradients(mut sum: Gradients, more: Gradients) -> Result<Gradients> {
+    for (name, gradient) in more {
+        let total = match sum.remove(&name) {
+            Some(total) => (total + gradient)?,
+            None => gradient,
+        };
+        sum.insert(name, total);
     }
     Ok(sum)
 }
@@ -112,9 +109,10 @@ pub fn clip(gradients: Gradients, limit: Option<f64>) -> Result<(Gradients, f64)
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Tensor};
+    use candle_core::{Device, Tensor, Var};
 
     use super::*;
+    use crate::config::OptimizerConfig;
 
     fn gradients(values: &[f32]) -> Gradients {
         Gradients::from([("w".to_string(), Tensor::new(values, &Device::Cpu).unwrap())])
@@ -142,23 +140,28 @@ mod tests {
 
     #[test]
     fn gradients_are_added_in_the_items_order_whatever_thread_ends_first() {
-        // in f32, 1e8 + 1 - 1e8 is 0 and 1e8 - 1e8 + 1 is 1
-        let items: Vec<f32> = [1e8, -1e8, 1.0, 2e8, 3.0, -2e8].repeat(3);
+        // in f64, 1e17 + 1 - 1e17 is 0 and 1e17 - 1e17 + 1 is 1
+        let items: Vec<f32> = [1e17, -1e17, 1.0, 2e17, 3.0, -2e17].repeat(3);
         let work = |index: usize, item: &f32| {
             std::thread::sleep(std::time::Duration::from_millis((7 * index as u64) % 5 * 3));
             Ok((index, gradients(&[*item])))
         };
-        let in_order = items.iter().fold(0.0f32, |sum, item| sum + item);
+        let in_order = items.iter().fold(0.0f64, |sum, item| sum + f64::from(*item)) as f32;
+        let config = OptimizerConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, no_decay: vec![] };
+        let var = Var::from_tensor(&Tensor::new(&[0f32], &Device::Cpu).unwrap()).unwrap();
+        let optimizer = AdamW::new(vec![("w".to_string(), var)], config);
         for threads in [1, 2, 4] {
-            let (results, sum) = sum_in_threads(&items, threads, work).unwrap();
+            let (results, sum) = sum_in_threads(&items, threads, &optimizer, work).unwrap();
             assert_eq!(results, (0..items.len()).collect::<Vec<_>>());
-            assert_eq!(sum["w"].to_vec1::<f32>().unwrap(), [in_order]);
+            assert_eq!(sum.gradients().unwrap()["w"].to_vec1::<f32>().unwrap(), [in_order]);
         }
     }
 
     #[test]
-    fn gradients_of_micro_batches_add_up() {
-        let sum = sum_gradients(vec![gradients(&[1.0, 2.0]), gradients(&[10.0, 20.0])]).unwrap();
+    fn gradients_of_two_parts_add_up_and_one_of_a_single_part_stays() {
+        let more = Gradients::from([("v".to_string(), Tensor::new(&[5f32], &Device::Cpu).unwrap())]);
+        let sum = sum_gradients(sum_gradients(gradients(&[1.0, 2.0]), gradients(&[10.0, 20.0])).unwrap(), more).unwrap();
         assert_eq!(sum["w"].to_vec1::<f32>().unwrap(), [11.0, 22.0]);
+        assert_eq!(sum["v"].to_vec1::<f32>().unwrap(), [5.0]);
     }
 }

@@ -1,5 +1,7 @@
 //! The two stages as plain loops; optimiser, schedule, checkpoints, run folder, progress.
 
+mod bucket;
+mod call;
 mod curves;
 mod events;
 mod gauges;
@@ -8,6 +10,7 @@ mod manifest;
 mod micro_batches;
 mod optimizer;
 mod order;
+mod parameters;
 mod progress;
 mod report;
 mod run_folder;
@@ -16,9 +19,11 @@ mod stage;
 mod structure;
 mod watch;
 
+pub use bucket::{Bucket, shared_gradients};
+pub use call::Call;
 pub use curves::draw_curves;
 pub use events::{EventFile, Scalar, read_scalars};
-pub use language::train_language;
+pub use language::{train_language, train_language_for};
 pub use manifest::{Manifest, write_manifest};
 pub use micro_batches::{clip, in_threads, sum_gradients, sum_in_threads};
 pub use optimizer::{AdamW, Gradients};

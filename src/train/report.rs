@@ -11,13 +11,16 @@ use crate::data::{Cache, CachedStudy, Split};
 use crate::decoder::{GenerationConfig, Network, ReportDecoder, Strategy, TargetReport, token_statistics, weigh_rare_tokens};
 use crate::evaluate::{Pair, rare_findings};
 use crate::generate::{
-    Assembled, DecoderKind, Visual, Written, assemble_bert, assemble_llama, decoder_file, draft_file, read_tokens, run_adapter, write_split,
+    Assembled, DecoderKind, SplitWriter, Visual, Written, assemble_bert, assemble_llama, decoder_file, draft_file, read_tokens, run_adapter,
 };
+use crate::ranks::{Alone, Communicator};
 use crate::text::label_report;
 use crate::weights::{self, Params};
 use crate::{Error, Result};
 
-use super::micro_batches::{in_threads, sum_in_threads};
+use super::bucket::shared_gradients;
+use super::call::Call;
+use super::micro_batches::in_threads;
 use super::optimizer::AdamW;
 use super::order::{Order, step_rng};
 use super::run_folder::{Checkpoint, RunFolder};
@@ -50,6 +53,7 @@ pub struct ReportStage<'a> {
     rare: Vec<usize>,
     order: Order,
     cut: usize,
+    ranks: &'a dyn Communicator,
 }
 
 /// Validation studies whose loss is measured at each checkpoint.
@@ -57,25 +61,18 @@ const WATCHED: usize = 200;
 
 /// Trains a decoder on the run's observations of the cache's training studies.
 pub fn train_report(config: &Config, cache: &Cache, run: &Path, kind: DecoderKind, resume: bool) -> Result<ReportOutcome> {
-    train_report_for(config, cache, run, kind, resume, None)
+    train_report_for(config, cache, run, kind, Call::alone(resume))
 }
 
-/// As [`train_report`]; stops after `stop_after` steps of this call, with a checkpoint.
-pub fn train_report_for(
-    config: &Config,
-    cache: &Cache,
-    run: &Path,
-    kind: DecoderKind,
-    resume: bool,
-    stop_after: Option<u64>,
-) -> Result<ReportOutcome> {
+/// As [`train_report`], called as `call` says.
+pub fn train_report_for(config: &Config, cache: &Cache, run: &Path, kind: DecoderKind, call: Call) -> Result<ReportOutcome> {
     check_patients(cache)?;
     let folder = RunFolder::create(run.join(kind.name()))?;
-    let (mut stage, mut optimizer) = ReportStage::start(config, cache, run, kind)?;
-    let looped = Loop { stop_after, ..Loop::new(config, stage.training, &folder, resume)? };
-    let ended = looped.run(&mut stage, &mut optimizer)?;
+    let (stage, mut optimizer) = ReportStage::start(config, cache, run, kind)?;
+    let mut stage = stage.shared(call.ranks);
+    let ended = Loop::new(config, stage.training, &folder, call)?.run(&mut stage, &mut optimizer)?;
     if ended.finished {
-        stage.save()?;
+        call.ranks.leader_only(|| stage.save())?;
     }
     Ok(ReportOutcome { ended, studies: [stage.studies.len(), stage.watched.len()], cut: stage.cut })
 }
@@ -136,6 +133,11 @@ impl<'a> ReportStage<'a> {
         Ok((stage, optimizer.scale_lr(factor, |name| name.starts_with("projector."))))
     }
 
+    /// The same, each batch shared among `ranks`.
+    pub fn shared(self, ranks: &'a dyn Communicator) -> Self {
+        ReportStage { ranks, ..self }
+    }
+
     fn new(config: &'a Config, cache: &'a Cache, run: &'a Path, kind: DecoderKind, assembled: Assembled) -> Result<Self> {
         let Assembled { mut decoder, params } = assembled;
         let (training, limit, rare) = match kind {
@@ -167,7 +169,7 @@ impl<'a> ReportStage<'a> {
         let cut = cut.into_iter().filter(|cut| *cut).count();
         let labels = studies.iter().map(|study| study.labels.unwrap_or_else(|| label_report(&study.report)));
         let rare = if training.watch.studies > 0 { rare_findings(&labels.collect::<Vec<_>>()) } else { Vec::new() };
-        Ok(ReportStage { config, training, kind, run, decoder, params, studies, reports, watched, rare, order, cut })
+        Ok(ReportStage { config, training, kind, run, decoder, params, studies, reports, watched, rare, order, cut, ranks: &Alone })
     }
 
     /// Visual tokens (n, V, h) of studies.
@@ -180,7 +182,8 @@ impl<'a> ReportStage<'a> {
     fn write(&self, count: usize) -> Result<Vec<Pair>> {
         let studies: Vec<&CachedStudy> = self.watched.iter().take(count).map(|(study, _)| *study).collect();
         let generation = GenerationConfig { strategy: Strategy::Greedy, ..self.kind.generation(self.config).clone() };
-        let (written, _) = write_split(&self.decoder, &generation, self.run, &studies, Visual::Own, &mut |_| {})?;
+        let writer = SplitWriter { decoder: &self.decoder, generation: &generation, run: self.run, ranks: self.ranks };
+        let (written, _) = writer.write(&studies, Visual::Own, &mut |_| {})?;
         let pair = |(study, written): (&CachedStudy, Written)| Pair {
             study: study.name.clone(),
             generated: written.text,
@@ -222,7 +225,7 @@ impl Stage for ReportStage<'_> {
         let tokens: usize = batch.iter().map(|&index| self.reports[index].ids.len()).sum();
         let parts: Vec<&[usize]> = batch.chunks(self.training.micro_batch).collect();
         let this = &*self;
-        let (losses, gradients) = sum_in_threads(&parts, this.config.threads, |part_index, part| {
+        let (losses, gradients) = shared_gradients(this.ranks, &parts, this.config.threads, optimizer, |part_index, part| {
             let names: Vec<&str> = part.iter().map(|&index| this.studies[index].name.as_str()).collect();
             let reports: Vec<&TargetReport> = part.iter().map(|&index| &this.reports[index]).collect();
             let mut dropout = step_rng(this.config.seed ^ 0xD1, step, part_index);
@@ -253,11 +256,13 @@ impl Stage for ReportStage<'_> {
         }
         let this = &*self;
         let parts: Vec<&[(&CachedStudy, TargetReport)]> = this.watched.chunks(this.training.micro_batch).collect();
-        let sums = in_threads(&parts, this.config.threads, |_, part| {
+        let own = &parts[this.ranks.share(parts.len())];
+        let sums = in_threads(own, this.config.threads, |_, part| {
             let names: Vec<&str> = part.iter().map(|(study, _)| study.name.as_str()).collect();
             let reports: Vec<&TargetReport> = part.iter().map(|(_, report)| report).collect();
             Ok(f64::from(this.decoder.loss_sum(&this.tokens(&names)?, &reports, None)?.to_scalar::<f32>()?))
         })?;
+        let sums = this.ranks.gather_numbers(&sums)?;
         let count: usize = this.watched.iter().map(|(_, report)| report.ids.len()).sum();
         let mut measures = Map::from_iter([("validation_loss".to_string(), json!(sums.iter().sum::<f64>() / count.max(1) as f64))]);
         let watch = this.training.watch;

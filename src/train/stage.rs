@@ -8,11 +8,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::config::{Config, TrainingConfig};
+use crate::ranks::Communicator;
 use crate::{Error, Result};
 
+use super::call::Call;
 use super::gauges::{Losses, Meter, group_norms};
 use super::micro_batches::clip;
 use super::optimizer::{AdamW, Gradients};
+use super::parameters::{not_finite, sha256};
 use super::progress::Progress;
 use super::run_folder::{Checkpoint, CheckpointTensors, RunFolder, peak_memory_mib};
 use super::selection::Selection;
@@ -41,7 +44,7 @@ pub trait Stage {
         "tokens"
     }
 
-    /// Forward and backward of step `step`.
+    /// Forward and backward of step `step`; on every rank the whole batch's.
     fn gradients(&mut self, step: u64, optimizer: &AdamW) -> Result<StepOutcome>;
 
     /// State beside trained tensors and moments that a resumed run needs (queue, running statistics).
@@ -83,16 +86,15 @@ pub struct Loop<'a> {
     pub run: &'a RunFolder,
     /// SHA-256 of the resolved configuration.
     pub config_sha256: String,
-    /// Goes on after the newest checkpoint.
-    pub resume: bool,
-    /// Stops after this many steps of this call, with a checkpoint; `None`: runs to the end.
-    pub stop_after: Option<u64>,
+    /// From where, how far, and with whom: the leader alone writes, all ranks take the same steps.
+    pub call: Call<'a>,
 }
 
 /// What the loop carries from step to step beside the model.
 struct Course<'a> {
     step: u64,
-    record: Record<'a>,
+    /// The leader's.
+    record: Option<Record<'a>>,
     selection: Selection,
     losses: Losses,
     meter: Meter,
@@ -101,30 +103,44 @@ struct Course<'a> {
 
 impl<'a> Loop<'a> {
     /// The loop of `training` in `run`.
-    pub fn new(config: &Config, training: &'a TrainingConfig, run: &'a RunFolder, resume: bool) -> Result<Self> {
-        Ok(Loop { training, run, config_sha256: config.sha256()?, resume, stop_after: None })
+    pub fn new(config: &Config, training: &'a TrainingConfig, run: &'a RunFolder, call: Call<'a>) -> Result<Self> {
+        let (parts, ranks) = (training.batch.div_ceil(training.micro_batch), call.ranks.size());
+        if parts < ranks {
+            return Err(Error::Invalid(format!(
+                "a batch of {} in micro-batches of {} is {parts} piece(s) of work, too few for {ranks} ranks: \
+                 take a smaller micro_batch, a larger batch or fewer ranks",
+                training.batch, training.micro_batch
+            )));
+        }
+        Ok(Loop { training, run, config_sha256: config.sha256()?, call })
     }
 
     /// Trains `stage` to its end; says how it ended.
     pub fn run(&self, stage: &mut dyn Stage, optimizer: &mut AdamW) -> Result<Ended> {
         let mut course = self.start(stage, optimizer)?;
         let steps = self.training.steps;
-        let last = self.stop_after.map_or(steps, |more| steps.min(course.step + more));
-        let progress = Progress::new(stage.name(), steps);
+        let last = self.call.stop_after.map_or(steps, |more| steps.min(course.step + more));
+        let progress = self.ranks().leads().then(|| Progress::new(stage.name(), steps));
         while course.step < last && course.selection.stopped().is_none() {
             self.step(stage, optimizer, &mut course)?;
-            progress.at(course.step, course.said.clone());
+            progress.iter().for_each(|progress| progress.at(course.step, course.said.clone()));
             let due = course.step.is_multiple_of(self.training.checkpoint_every) || course.step == steps;
             if due || course.step == last {
                 self.checkpoint(stage, optimizer, &mut course, due)?;
             }
         }
         let ended = self.end(stage, optimizer, &course)?;
-        progress.finish(match &ended.stopped_early {
-            Some(why) => format!("{}; stopped early: {why}", course.said),
-            None => course.said,
-        });
+        if let Some(progress) = progress {
+            progress.finish(match &ended.stopped_early {
+                Some(why) => format!("{}; stopped early: {why}", course.said),
+                None => course.said,
+            });
+        }
         Ok(ended)
+    }
+
+    fn ranks(&self) -> &'a dyn Communicator {
+        self.call.ranks
     }
 
     fn step(&self, stage: &mut dyn Stage, optimizer: &mut AdamW, course: &mut Course) -> Result<()> {
@@ -159,14 +175,14 @@ impl<'a> Loop<'a> {
         ]);
         line.extend(metrics);
         course.said = format!("loss {loss:.4}");
-        course.record.training(done, line)
+        course.record.as_mut().map_or(Ok(()), |record| record.training(done, line))
     }
 
     /// Where to begin: at step 0, or at the newest checkpoint.
     fn start(&self, stage: &mut dyn Stage, optimizer: &mut AdamW) -> Result<Course<'a>> {
         let (mut step, mut losses, mut selection) = (0, Losses::default(), Selection::new(self.training));
         if let Some(mut checkpoint) = self.run.latest_checkpoint()? {
-            if !self.resume {
+            if !self.call.resume {
                 return Err(Error::file(self.run.root(), "holds checkpoints already: resume it (--resume) or give another folder"));
             }
             step = checkpoint.state.step;
@@ -174,7 +190,10 @@ impl<'a> Loop<'a> {
             optimizer.restore(&checkpoint.path.display().to_string(), &checkpoint.optimizer, step)?;
             losses.restore(&mut checkpoint.optimizer)?;
         }
-        let record = Record::open(self.run, stage.name(), step)?;
+        let beginning = format!("step {step} of {} under configuration {}", stage.name(), self.config_sha256);
+        self.ranks().agree("where training begins (do all see the same run folder?)", &beginning)?;
+        let open = || self.ranks().leads().then(|| Record::open(self.run, stage.name(), step)).transpose();
+        let record = self.ranks().leader_first(open)?;
         if step == 0 && selection.asks() {
             // a measure that these validation studies cannot give is refused before the first step
             selection.clone().see(0, &stage.validate()?.measures)?;
@@ -216,19 +235,29 @@ impl<'a> Loop<'a> {
         if due {
             let found = stage.validate()?;
             course.selection.see(step, &found.measures)?;
-            course.record.validation(step, &found)?;
-            course.record.draw()?;
+            if let Some(record) = &mut course.record {
+                record.validation(step, &found)?;
+                record.draw()?;
+            }
         }
-        let mut state = optimizer.state()?;
-        state.extend(stage.state()?);
-        state.extend(course.losses.state()?);
-        self.run.save_checkpoint(stage.name(), step, &self.config_sha256, &CheckpointTensors { model, optimizer: state })?;
+        let state = stage.state()?;
+        if self.ranks().size() > 1 {
+            let own = sha256(model.iter().chain(&state))?;
+            self.ranks().agree(&format!("what they have learned by step {step}"), &own)?;
+        }
+        self.ranks().leader_only(|| self.save(stage.name(), optimizer, course, CheckpointTensors { model, optimizer: state }))
+    }
+
+    fn save(&self, stage: &str, optimizer: &AdamW, course: &Course, mut tensors: CheckpointTensors) -> Result<()> {
+        tensors.optimizer.extend(optimizer.state()?);
+        tensors.optimizer.extend(course.losses.state()?);
+        self.run.save_checkpoint(stage, course.step, &self.config_sha256, &tensors)?;
         self.write_best(&course.selection)?;
         self.run.prune(self.training.keep_checkpoints, &course.selection.kept())
     }
 
     fn write_best(&self, selection: &Selection) -> Result<()> {
-        let Some(best) = selection.best() else { return Ok(()) };
+        let Some(best) = selection.best().filter(|_| self.ranks().leads()) else { return Ok(()) };
         let text = serde_json::to_string_pretty(&best).map_err(|e| Error::file(self.run.path("best.json"), e.to_string()))?;
         self.run.write_text("best.json", &text)
     }
@@ -246,7 +275,7 @@ impl<'a> Loop<'a> {
             ended.model_of_step = *best;
         }
         let text = serde_json::to_string_pretty(&ended).map_err(|e| Error::file(self.run.path("finished.json"), e.to_string()))?;
-        self.run.write_text("finished.json", &text)?;
+        self.ranks().leader_only(|| self.run.write_text("finished.json", &text))?;
         Ok(ended)
     }
 
@@ -256,15 +285,4 @@ impl<'a> Loop<'a> {
         });
         Error::Invalid(format!("{stage}: step {step}: {what}; {last}"))
     }
-}
-
-/// The first tensor that holds a number that is none.
-fn not_finite(model: &BTreeMap<String, Tensor>) -> Result<Option<&str>> {
-    for (name, tensor) in model {
-        let values: Vec<f32> = tensor.flatten_all()?.to_dtype(candle_core::DType::F32)?.to_vec1()?;
-        if values.iter().any(|value| !value.is_finite()) {
-            return Ok(Some(name));
-        }
-    }
-    Ok(None)
 }

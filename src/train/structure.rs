@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::data::{Cache, CachedStudy, Split};
 use crate::evaluate::retrieval;
 use crate::generate::{Features, Observer, centre, encode_reports, stack_features, structure_means};
+use crate::ranks::{Alone, Communicator};
 use crate::structure::{
     Contrast, DiversityQueue, LossConfig, Queue, QueueConfig, ReferenceQueue, RetrievalRule, contrast, reference_contrast,
     report_to_volume_scores,
@@ -21,6 +22,7 @@ use crate::text::Structures;
 use crate::weights;
 use crate::{Error, Result};
 
+use super::call::Call;
 use super::micro_batches::{in_threads, sum_gradients, sum_in_threads};
 use super::optimizer::AdamW;
 use super::order::{Order, step_rng};
@@ -56,24 +58,27 @@ pub struct StructureStage<'a> {
     order: Order,
     /// Their names.
     structures: Vec<String>,
+    ranks: &'a dyn Communicator,
 }
 
 /// Trains stage one on the cache's training studies; the finished model is written to `RUN/structure/model.safetensors`.
 pub fn train_structure(config: &Config, cache: &Cache, run: &Path, resume: bool) -> Result<StructureOutcome> {
-    train_structure_for(config, cache, run, resume, None)
+    train_structure_for(config, cache, run, Call::alone(resume))
 }
 
-/// As [`train_structure`]; stops after `stop_after` steps of this call, with a checkpoint.
-pub fn train_structure_for(config: &Config, cache: &Cache, run: &Path, resume: bool, stop_after: Option<u64>) -> Result<StructureOutcome> {
+/// As [`train_structure`], called as `call` says.
+pub fn train_structure_for(config: &Config, cache: &Cache, run: &Path, call: Call) -> Result<StructureOutcome> {
     cache.check(&config.volume)?;
     check_patients(cache)?;
     let folder = RunFolder::create(run.join("structure"))?;
-    let (mut stage, mut optimizer) = StructureStage::start(config, cache)?;
-    let training = &config.train_structure.training;
-    let looped = Loop { stop_after, ..Loop::new(config, training, &folder, resume)? };
+    // the leader's encoded texts are in the cache for the others
+    let (stage, mut optimizer) = call.ranks.leader_first(|| StructureStage::start(config, cache))?;
+    let mut stage = stage.shared(call.ranks);
+    let looped = Loop::new(config, &config.train_structure.training, &folder, call)?;
     let ended = looped.run(&mut stage, &mut optimizer)?;
     if ended.finished {
-        weights::save(&folder.path("model.safetensors"), &stage.observer.tensors(), &std::collections::HashMap::new())?;
+        let path = folder.path("model.safetensors");
+        call.ranks.leader_only(|| weights::save(&path, &stage.observer.tensors(), &std::collections::HashMap::new()))?;
     }
     let queue = match &stage.queue {
         Queue::Features(queue) => (0..config.structure.queries.structures()).map(|s| queue.len(s)).collect(),
@@ -88,6 +93,11 @@ impl<'a> StructureStage<'a> {
         let stage = StructureStage::new(config, cache)?;
         let optimizer = AdamW::new(stage.observer.trainable(), config.train_structure.training.optimizer.clone());
         Ok((stage, optimizer))
+    }
+
+    /// The same, each batch shared among `ranks`.
+    pub fn shared(self, ranks: &'a dyn Communicator) -> Self {
+        StructureStage { ranks, ..self }
     }
 
     fn new(config: &'a Config, cache: &'a Cache) -> Result<Self> {
@@ -115,7 +125,20 @@ impl<'a> StructureStage<'a> {
         let order = Order::new(studies.len(), config.seed);
         let queue = queue(config);
         let structures = Structures::load(&config.text.structures)?.names().into_iter().map(String::from).collect();
-        Ok(StructureStage { config, cache, studies, features, text_width, watched, watched_features, observer, queue, order, structures })
+        Ok(StructureStage {
+            config,
+            cache,
+            studies,
+            features,
+            text_width,
+            watched,
+            watched_features,
+            observer,
+            queue,
+            order,
+            structures,
+            ranks: &Alone,
+        })
     }
 
     /// Volumes (n, 1, D, H, W) of a micro-batch; `step`: augmented as that training step says.
@@ -143,6 +166,12 @@ impl<'a> StructureStage<'a> {
         let volumes = self.volumes(&names, Some((step, first)))?;
         let mut dropout = step_rng(self.config.seed ^ 0xD0, step, first);
         Ok(self.observer.observe(&volumes, Some(&mut dropout))?.tokens)
+    }
+
+    /// All ranks' observations (n, S, h) one after another, without a graph.
+    fn whole(&self, observed: &[Tensor]) -> Result<Tensor> {
+        let queries = &self.config.structure.queries;
+        self.ranks.gather_rows(observed, &[queries.structures(), queries.width()])
     }
 
     /// The loss over a batch's observations (a leaf), its gradient to them and to the head, and what to log.
@@ -222,28 +251,30 @@ impl Stage for StructureStage<'_> {
     }
 
     /// Features first, then the loss over the whole batch, then gradients micro-batch by micro-batch (GradCache, Gao et al., 2021). With
-    /// `recompute` no graph outlives the features: a micro-batch is observed again for its gradients.
+    /// `recompute` no graph outlives the features: a micro-batch is observed again for its gradients. Ranks observe and learn their share of
+    /// the micro-batches; the loss between is that of the whole batch on every rank, and so are the head's gradients, the queue and the
+    /// running statistics.
     fn gradients(&mut self, step: u64, optimizer: &AdamW) -> Result<StepOutcome> {
         let (training, threads) = (&self.config.train_structure.training, self.config.threads);
         let batch = self.order.batch(step, training.batch);
         let parts: Vec<(usize, &[usize])> =
             batch.chunks(training.micro_batch).enumerate().map(|(i, part)| (i * training.micro_batch, part)).collect();
+        let own = &parts[self.ranks.share(parts.len())];
         let this = &*self;
-        let observed = in_threads(&parts, threads, |_, (first, part)| {
+        let observed = in_threads(own, threads, |_, (first, part)| {
             let tokens = this.observe(step, *first, part)?;
             Ok(if training.recompute { tokens.detach() } else { tokens })
         })?;
-        let detached: Vec<Tensor> = observed.iter().map(Tensor::detach).collect();
-        let tokens = Var::from_tensor(&Tensor::cat(&detached, 0)?)?;
+        let tokens = Var::from_tensor(&self.whole(&observed)?)?;
         let (gradient, mut outcome) = self.contrast(&tokens, &batch, optimizer)?;
         let this = &*self;
-        let (_, gradients) = sum_in_threads(&parts, threads, |index, (first, part)| {
+        let (_, bucket) = sum_in_threads(own, threads, optimizer, |index, (first, part)| {
             let tokens = if training.recompute { this.observe(step, *first, part)? } else { observed[index].clone() };
             let gradient = gradient.narrow(0, *first, part.len())?;
             let mut store = (tokens * gradient)?.sum_all()?.backward()?;
             Ok(((), optimizer.gradients(&mut store)))
         })?;
-        outcome.gradients = sum_gradients(vec![outcome.gradients, gradients])?;
+        outcome.gradients = sum_gradients(outcome.gradients, bucket.over(self.ranks)?.gradients()?)?;
         Ok(outcome)
     }
 
@@ -274,11 +305,12 @@ impl Stage for StructureStage<'_> {
             return Ok(Validation { measures, samples: Vec::new() });
         }
         let this = &*self;
-        let observed = in_threads(&this.watched, this.config.threads, |_, study| {
+        let own = &this.watched[this.ranks.share(this.watched.len())];
+        let observed = in_threads(own, this.config.threads, |_, study| {
             let observation = this.observer.observe(&this.volumes(&[&study.name], None)?, None)?;
             Ok(this.observer.standardise(&observation.tokens.detach())?.to_dtype(DType::F32)?)
         })?;
-        let observations = Tensor::cat(&observed, 0)?;
+        let observations = this.whole(&observed)?;
         let rows: Vec<_> = this.watched_features.iter().collect();
         let (features, present) = stack_features(&rows, this.text_width)?;
         measures.extend(this.contrast_measures(&observations, &features, &present)?);

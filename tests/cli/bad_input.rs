@@ -108,3 +108,14 @@ fn an_unreadable_report_row_is_named_and_the_others_are_prepared() {
     assert!(err.contains("train_reports.csv: row") && said.contains("0 failed") && said.contains("2 unreadable rows"), "{said}{err}");
     assert!(fs::read_to_string(out.join("prepare.csv")).unwrap().contains("unreadable row"));
 }
+
+#[cfg(not(feature = "mpi"))]
+#[test]
+fn without_mpi_a_program_that_was_started_several_times_does_nothing() {
+    let mut command = crate::trained::ctscribe();
+    command.args(["config", "list"]).env("OMPI_COMM_WORLD_RANK", "1").env("OMPI_COMM_WORLD_SIZE", "2");
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && output.stdout.is_empty());
+    assert!(said.contains("mpirun started this process as rank 1 of 2, but this ctscribe was built without MPI"), "{said}");
+}

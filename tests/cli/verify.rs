@@ -5,7 +5,7 @@ use std::process::Command;
 
 use ctscribe::config::Config;
 use ctscribe::data::Cache;
-use ctscribe::train::{RunFolder, train_structure_for};
+use ctscribe::train::{Call, RunFolder, train_structure_for};
 use serde_json::Value;
 
 use crate::trained::{run, succeed, text, trained};
@@ -53,7 +53,7 @@ fn on_a_full_disk_no_earlier_checkpoint_and_no_finished_model_is_lost() {
         let run_folder = root.path().join(name);
         fs::create_dir_all(&run_folder).unwrap();
         fs::write(run_folder.join("config.yaml"), config.to_yaml().unwrap()).unwrap();
-        train_structure_for(&config, &cache, &run_folder, false, Some(2)).unwrap();
+        train_structure_for(&config, &cache, &run_folder, Call { stop_after: Some(2), ..Call::alone(false) }).unwrap();
         run_folder
     };
     let (whole, broken) = (begun("whole"), begun("broken"));

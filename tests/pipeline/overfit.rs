@@ -1,7 +1,8 @@
 //! Two studies can be learned by heart, at both stages and by both decoders.
 
 use ctscribe::data::Split;
-use ctscribe::generate::{DecoderKind, Visual, observe, open_decoder, write_split};
+use ctscribe::generate::{DecoderKind, SplitWriter, Visual, observe, open_decoder};
+use ctscribe::ranks::Alone;
 use ctscribe::train::{train_language, train_report, train_structure};
 
 use crate::tiny;
@@ -48,7 +49,8 @@ fn two_studies_are_learned_by_heart() {
         let (first, last) = (losses[0], losses[losses.len() - 1]);
         assert!(last < 0.05 * first, "{}: loss {first} at first, {last} at last", kind.name());
         let decoder = open_decoder(&config, &run, kind, None).unwrap();
-        let (written, _) = write_split(&decoder, kind.generation(&config), &run, &studies, Visual::Own, &mut |_| {}).unwrap();
+        let writer = SplitWriter { decoder: &decoder, generation: kind.generation(&config), run: &run, ranks: &Alone };
+        let (written, _) = writer.write(&studies, Visual::Own, &mut |_| {}).unwrap();
         for (study, written) in studies.iter().zip(written) {
             assert_eq!(written.text, study.report, "{}", kind.name());
         }

@@ -4,24 +4,29 @@ use std::path::Path;
 
 use ctscribe::config::Config;
 use ctscribe::generate::{DecoderKind, observe};
-use ctscribe::train::{BestCheckpoints, Ended, RunFolder, train_language, train_report_for, train_structure_for};
+use ctscribe::train::{BestCheckpoints, Call, Ended, RunFolder, train_language, train_report_for, train_structure_for};
 
 use crate::tiny;
 
-fn same_bytes(a: &Path, b: &Path, file: &str) {
+/// Fails unless `file` is the same in both folders.
+pub fn same_bytes(a: &Path, b: &Path, file: &str) {
     let read = |root: &Path| std::fs::read(root.join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
     assert!(read(a) == read(b), "{file} differs");
 }
 
+fn piece_of(resume: bool, steps: u64) -> Call<'static> {
+    Call { stop_after: Some(steps), ..Call::alone(resume) }
+}
+
 fn structure(config: &Config, run: &Path, pieces: &[u64]) {
     for (index, piece) in pieces.iter().enumerate() {
-        train_structure_for(config, tiny::shared(), run, index > 0, Some(*piece)).unwrap();
+        train_structure_for(config, tiny::shared(), run, piece_of(index > 0, *piece)).unwrap();
     }
 }
 
 fn report(config: &Config, run: &Path, kind: DecoderKind, pieces: &[u64]) {
     for (index, piece) in pieces.iter().enumerate() {
-        train_report_for(config, tiny::shared(), run, kind, index > 0, Some(*piece)).unwrap();
+        train_report_for(config, tiny::shared(), run, kind, piece_of(index > 0, *piece)).unwrap();
     }
 }
 
@@ -50,7 +55,7 @@ fn both_stages_and_both_decoders_resume_to_the_same_bytes() {
 }
 
 /// As `metrics.jsonl` has it, without what the clock and the machine say.
-fn measured(folder: &Path) -> Vec<serde_json::Value> {
+pub fn measured(folder: &Path) -> Vec<serde_json::Value> {
     let mut lines = RunFolder::create(folder).unwrap().metrics().unwrap();
     for line in lines.iter_mut().filter_map(|line| line.as_object_mut()) {
         line.retain(|key, _| !["seconds_a_step", "studies_per_second", "tokens_per_second", "peak_memory_mib"].contains(&key.as_str()));
@@ -110,9 +115,9 @@ fn a_run_goes_on_only_when_asked_and_only_under_its_own_numbers() {
     let (config, root) = (tiny::config(&[]), tempfile::tempdir().unwrap());
     let run = tiny::run(root.path(), &config);
     structure(&config, &run, &[2]);
-    let again = train_structure_for(&config, tiny::shared(), &run, false, Some(1)).unwrap_err().to_string();
+    let again = train_structure_for(&config, tiny::shared(), &run, piece_of(false, 1)).unwrap_err().to_string();
     assert!(again.contains("--resume"), "{again}");
     let other = tiny::config(&["seed=8"]);
-    let changed = train_structure_for(&other, tiny::shared(), &run, true, Some(1)).unwrap_err().to_string();
+    let changed = train_structure_for(&other, tiny::shared(), &run, piece_of(true, 1)).unwrap_err().to_string();
     assert!(changed.contains("another configuration"), "{changed}");
 }

@@ -7,7 +7,8 @@ use ctscribe::config::Config;
 use ctscribe::data::Split;
 use ctscribe::decoder::{Drafting, GenerationConfig};
 use ctscribe::evaluate::Instruments;
-use ctscribe::generate::{DecoderKind, Observed, Reporter, Visual, observe, open_decoder, write_split};
+use ctscribe::generate::{DecoderKind, Observed, Reporter, SplitWriter, Visual, observe, open_decoder};
+use ctscribe::ranks::Alone;
 use ctscribe::train::{train_language, train_report, train_structure};
 use ctscribe::weights::sha256;
 
@@ -52,7 +53,8 @@ fn check_same_reports(config: &Config, run: &Path) {
     let studies: Vec<_> = tiny::shared().studies.iter().collect();
     let write = |drafts: usize, batch: usize| {
         let generation = GenerationConfig { drafts, batch, max_new_tokens: 60, ..config.llama.generation.clone() };
-        write_split(&decoder, &generation, run, &studies, Visual::Own, &mut |_| {}).unwrap().0
+        let writer = SplitWriter { decoder: &decoder, generation: &generation, run, ranks: &Alone };
+        writer.write(&studies, Visual::Own, &mut |_| {}).unwrap().0
     };
     let plain = write(0, 1);
     assert_eq!(plain.len(), studies.len());

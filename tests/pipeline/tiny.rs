@@ -1,8 +1,10 @@
 //! A configuration and a cache small enough for a test.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use candle_core::DType;
 use ctscribe::config::Config;
 use ctscribe::data::phantom::write_dataset;
 use ctscribe::data::{Cache, prepare, read_ct_rate};
@@ -80,6 +82,19 @@ pub fn run(root: &Path, config: &Config) -> PathBuf {
     std::fs::create_dir_all(&run).unwrap();
     std::fs::write(run.join("config.yaml"), config.to_yaml().unwrap()).unwrap();
     run
+}
+
+/// What a safetensors file holds: names and values, sorted. Two files of the same content can differ in the order of their metadata.
+pub fn contents(path: &Path) -> Vec<u8> {
+    let mut contents = Vec::new();
+    for (name, tensor) in ctscribe::weights::open(path).unwrap().into_iter().collect::<BTreeMap<_, _>>() {
+        contents.extend(format!("{name} {:?} {:?}\n", tensor.dims(), tensor.dtype()).into_bytes());
+        let values: Vec<f64> = tensor.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap();
+        contents.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+    }
+    let metadata: BTreeMap<_, _> = ctscribe::weights::metadata(path).unwrap().into_iter().collect();
+    contents.extend(format!("{metadata:?}").into_bytes());
+    contents
 }
 
 /// The losses that a stage wrote to its `metrics.jsonl`.

@@ -8,8 +8,8 @@ use ctscribe::config::{BestConfig, Config, Direction, EarlyStopConfig, TrainingC
 use ctscribe::data::{Cache, Split};
 use ctscribe::generate::{DecoderKind, observe};
 use ctscribe::train::{
-    AdamW, BestCheckpoints, Ended, Gradients, Loop, RunFolder, Stage, StepOutcome, Validation, read_scalars, train_language, train_report,
-    train_structure,
+    AdamW, BestCheckpoints, Call, Ended, Gradients, Loop, RunFolder, Stage, StepOutcome, Validation, read_scalars, train_language,
+    train_report, train_structure,
 };
 use ctscribe::{Error, Result};
 use serde_json::{Map, Value, json};
@@ -57,7 +57,8 @@ fn run(root: &Path, training: &TrainingConfig, loss: fn(u64) -> f64, measures: &
     let mut optimizer = AdamW::new(vec![("w".to_string(), var)], training.optimizer.clone());
     let mut stage = Planted { loss, measures: measures.to_vec(), validated: 0, learning: false };
     let config_sha256 = "planted".to_string();
-    Loop { training, run: &folder, config_sha256, resume: true, stop_after }.run(&mut stage, &mut optimizer)
+    let call = Call { stop_after, ..Call::alone(true) };
+    Loop { training, run: &folder, config_sha256, call }.run(&mut stage, &mut optimizer)
 }
 
 fn checkpoints(root: &Path) -> Vec<u64> {
