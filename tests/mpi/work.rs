@@ -53,8 +53,11 @@ fn files(run: &Path) -> Vec<(String, Vec<u8>)> {
         if name.contains("tfevents") || name.ends_with("curves.svg") {
             continue;
         }
-        let bytes =
-            if name.ends_with("metrics.jsonl") { measured(entry.path().parent().unwrap()) } else { fs::read(entry.path()).unwrap() };
+        let bytes = match &name {
+            name if name.ends_with("metrics.jsonl") => measured(entry.path().parent().unwrap()),
+            name if name.starts_with("observations") => tiny::contents(entry.path()),
+            _ => fs::read(entry.path()).unwrap(),
+        };
         files.push((name, bytes));
     }
     files
