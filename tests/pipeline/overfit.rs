@@ -48,7 +48,7 @@ fn two_studies_are_learned_by_heart() {
         let (first, last) = (losses[0], losses[losses.len() - 1]);
         assert!(last < 0.05 * first, "{}: loss {first} at first, {last} at last", kind.name());
         let decoder = open_decoder(&config, &run, kind, None).unwrap();
-        let written = write_split(&decoder, kind.generation(&config), &run, &studies, Visual::Own, &mut |_| {}).unwrap();
+        let (written, _) = write_split(&decoder, kind.generation(&config), &run, &studies, Visual::Own, &mut |_| {}).unwrap();
         for (study, written) in studies.iter().zip(written) {
             assert_eq!(written.text, study.report, "{}", kind.name());
         }
