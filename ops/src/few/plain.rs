@@ -64,38 +64,48 @@ mod x86 {
 
     macro_rules! kernel {
         ($name:ident, $bytes:literal, $whole:expr, $part:expr) => {
+            #[allow(clippy::needless_range_loop, reason = "see below")]
             #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
             unsafe fn $name<const M: usize>(rows: [*const u8; ROWS], x: &[f32], k: usize) -> [[f32; M]; ROWS] {
+                // plain counting: iterators' closures would be calls, since what they are called by has not these features
                 let mut sums = [[_mm512_setzero_ps(); M]; ROWS];
                 let whole = k / LANES * LANES;
-                for p in (0..whole).step_by(LANES) {
+                let mut p = 0;
+                while p < whole {
                     // SAFETY: p + 16 values are in every row.
                     unsafe {
                         let mut columns = [_mm512_setzero_ps(); M];
-                        for (m, column) in columns.iter_mut().enumerate() {
-                            *column = _mm512_loadu_ps(x.as_ptr().add(m * k + p));
+                        for m in 0..M {
+                            columns[m] = _mm512_loadu_ps(x.as_ptr().add(m * k + p));
                         }
-                        for (row, sums) in rows.iter().zip(&mut sums) {
-                            let row = $whole(row.add(p * $bytes));
-                            for (sum, column) in sums.iter_mut().zip(columns) {
-                                *sum = _mm512_fmadd_ps(row, column, *sum);
+                        for r in 0..ROWS {
+                            let row = $whole(rows[r].add(p * $bytes));
+                            for m in 0..M {
+                                sums[r][m] = _mm512_fmadd_ps(row, columns[m], sums[r][m]);
                             }
                         }
                     }
+                    p += LANES;
                 }
                 if whole < k {
                     let mask = ((1u32 << (k - whole)) - 1) as u16;
-                    for (row, sums) in rows.iter().zip(&mut sums) {
-                        for (m, sum) in sums.iter_mut().enumerate() {
+                    for r in 0..ROWS {
+                        for m in 0..M {
                             // SAFETY: masked to k values.
                             unsafe {
-                                let row = $part(mask, row.add(whole * $bytes));
-                                *sum = _mm512_fmadd_ps(row, _mm512_maskz_loadu_ps(mask, x.as_ptr().add(m * k + whole)), *sum);
+                                let row = $part(mask, rows[r].add(whole * $bytes));
+                                sums[r][m] = _mm512_fmadd_ps(row, _mm512_maskz_loadu_ps(mask, x.as_ptr().add(m * k + whole)), sums[r][m]);
                             }
                         }
                     }
                 }
-                sums.map(|sums| sums.map(|sum| _mm512_reduce_add_ps(sum)))
+                let mut totals = [[0.0; M]; ROWS];
+                for r in 0..ROWS {
+                    for m in 0..M {
+                        totals[r][m] = _mm512_reduce_add_ps(sums[r][m]);
+                    }
+                }
+                totals
             }
         };
     }
