@@ -26,7 +26,6 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::decoder::Drafting;
 use crate::text::{FINDINGS, LABELLER, label_report};
 use crate::{Error, Result};
 
@@ -90,7 +89,7 @@ pub struct Writing {
     /// Most memory that the process held while writing, MiB (Linux).
     pub peak_memory_mib: Option<u64>,
     /// How far guesses shortened it; null where nothing is guessed: BERT, sampling, beams.
-    pub drafting: Option<Drafting>,
+    pub drafting: Option<crate::decoder::Drafting>,
 }
 
 /// All scores of a run on a split.
