@@ -15,9 +15,7 @@ use crate::{Error, Result};
 /// Reports that are written one after the other.
 #[derive(Debug, Clone, Copy)]
 pub struct ReportOptions {
-    /// The studies.
-    pub split: Split,
-    /// The first so many of them.
+    /// The first so many held-out studies.
     pub studies: usize,
     /// Tokens guessed ahead at most.
     pub drafts: usize,
@@ -46,10 +44,10 @@ pub struct ReportTimes {
 /// differ are an error.
 pub fn report(run: &Path, data: &Path, options: ReportOptions) -> Result<ReportTimes> {
     let (config, cache) = (Config::of_run(run)?, Cache::open(data)?);
-    let mut studies = cache.split(options.split);
+    let mut studies = cache.split(Split::Test);
     studies.truncate(options.studies);
     if studies.is_empty() {
-        return Err(Error::file(cache.root(), format!("holds no study of the split {:?}", options.split)));
+        return Err(Error::file(cache.root(), "holds no held-out study"));
     }
     let read = |name: &str| -> Result<Tensor> { Ok(read_tokens(run, name)?.to_dtype(DType::F32)?) };
     let tokens: Vec<Tensor> = studies.iter().map(|study| read(&study.name)).collect::<Result<_>>()?;

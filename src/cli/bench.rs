@@ -10,7 +10,7 @@ use crate::Result;
 use crate::bench::{DecodeOptions, Measured, ReportOptions, StepOptions};
 use crate::bench::{decode, encode, lora_step, prefill, prepare_file, report, text_encoder, train_encoder};
 
-use super::run::{SplitArg, print_json};
+use super::run::print_json;
 
 /// Arguments of `bench`.
 #[derive(Debug, Parser)]
@@ -68,10 +68,7 @@ enum Work {
         /// The run's folder.
         #[arg(long, value_name = "FOLDER")]
         run: PathBuf,
-        /// Which studies.
-        #[arg(long, default_value = "test")]
-        split: SplitArg,
-        /// The first so many of them.
+        /// Its first so many held-out studies.
         #[arg(long, default_value_t = 10, value_name = "N")]
         studies: usize,
         /// Tokens guessed ahead at most.
@@ -114,8 +111,8 @@ impl Args {
         let runs = self.runs;
         let voxels = |shape: &[usize]| [shape[0], shape[1], shape[2]];
         let (name, tokens, measured) = match self.work {
-            Work::Report { data, run, split, studies, drafts } => {
-                let options = ReportOptions { split: split.into(), studies, drafts: drafts.into(), runs };
+            Work::Report { data, run, studies, drafts } => {
+                let options = ReportOptions { studies, drafts: drafts.into(), runs };
                 return print_json(&json!({"bench": "report", "times": report(&run, &data, options)?}));
             }
             Work::LoraStep { base, visual, prompt, text, batch, recompute, targets } => {
