@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::data::{Cache, CachedStudy, Subset};
-use crate::decoder::Drafting;
 use crate::evaluate::{Evaluation, Instruments, Pair, RetrievalScores, Writing, evaluate, references_sha256, retrieval};
 use crate::generate::{DecoderKind, Observed, Observer, SplitWriter, Visual, Written};
 use crate::generate::{centre, decoder_files, encode_reports, open_decoder, stack_features};
@@ -115,7 +114,7 @@ fn weights_of(config: &Config, run: &Path, kind: DecoderKind) -> Result<BTreeMap
 }
 
 /// Does what writes reports and watches its time and memory.
-fn watched(write: impl FnOnce() -> Result<(Vec<Written>, Option<Drafting>)>) -> Result<(Vec<Written>, Writing)> {
+fn watched(write: impl FnOnce() -> Result<(Vec<Written>, Option<crate::decoder::Drafting>)>) -> Result<(Vec<Written>, Writing)> {
     let (over, started) = (AtomicBool::new(false), Instant::now());
     let (written, peak) = std::thread::scope(|scope| {
         let watcher = scope.spawn(|| {

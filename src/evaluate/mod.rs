@@ -25,7 +25,6 @@ use comfy_table::{Table, presets};
 use serde::{Deserialize, Serialize};
 
 use crate::data::SplitRecord;
-use crate::decoder::Drafting;
 use crate::text::{FINDINGS, Labeller};
 use crate::{Error, Result};
 
@@ -91,7 +90,7 @@ pub struct Writing {
     /// Most memory that the process held while writing, MiB (Linux).
     pub peak_memory_mib: Option<u64>,
     /// How far guesses shortened it; null where nothing is guessed: BERT, sampling, beams.
-    pub drafting: Option<Drafting>,
+    pub drafting: Option<crate::decoder::Drafting>,
 }
 
 /// All scores of a run on a split.
