@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use serde_json::json;
 
-use crate::Result;
 use crate::bench::{DecodeOptions, Measured, StepOptions, decode, encode, lora_step, prefill, prepare_file, text_encoder, train_encoder};
+use crate::{Error, Result};
 
 /// Arguments of `bench`.
 #[derive(Debug, Parser)]
@@ -68,7 +68,7 @@ enum Work {
     /// CT-ViT's encoding of a volume.
     Encode {
         /// Its voxels along z, y, x.
-        #[arg(long, value_delimiter = ',', num_args = 3, default_values_t = [240, 480, 480], value_name = "D,H,W")]
+        #[arg(long, value_delimiter = ',', num_args = 1..=3, default_values_t = [240, 480, 480], value_name = "D,H,W")]
         shape: Vec<usize>,
         /// Forward and backward pass and an optimiser step.
         #[arg(long)]
@@ -87,10 +87,17 @@ enum Work {
     TextEncoder,
 }
 
+fn voxels(shape: &[usize]) -> Result<[usize; 3]> {
+    let wrong = |_| Error::Config {
+        source_name: "the command line".to_string(),
+        faults: vec![format!("--shape: {shape:?}; expected three sizes, as in 240,480,480")],
+    };
+    shape.try_into().map_err(wrong)
+}
+
 impl Args {
     pub(super) fn run(self) -> Result<()> {
         let runs = self.runs;
-        let voxels = |shape: &[usize]| [shape[0], shape[1], shape[2]];
         let (name, tokens, measured) = match self.work {
             Work::LoraStep { base, visual, prompt, text, batch, recompute, targets } => {
                 let options = StepOptions { visual, prompt, text, batch, recompute, targets, runs };
@@ -98,8 +105,8 @@ impl Args {
             }
             Work::Decode { base, prompt, new } => ("decode", new, decode(&base, &DecodeOptions { prompt, new, runs })?),
             Work::Prefill { base, prompt } => ("prefill", prompt, prefill(&base, &DecodeOptions { prompt, new: 0, runs })?),
-            Work::Encode { shape, train: false, .. } => ("encode", 1, encode(voxels(&shape), runs)?),
-            Work::Encode { shape, recompute, .. } => ("train-encoder", 1, train_encoder(voxels(&shape), recompute, runs)?),
+            Work::Encode { shape, train: false, .. } => ("encode", 1, encode(voxels(&shape)?, runs)?),
+            Work::Encode { shape, recompute, .. } => ("train-encoder", 1, train_encoder(voxels(&shape)?, recompute, runs)?),
             Work::Prepare { scan } => ("prepare", 1, prepare_file(&scan, [240, 480, 480], runs)?),
             Work::TextEncoder => ("text-encoder", 64, text_encoder(64, 40, runs)?),
         };
@@ -114,4 +121,22 @@ fn print(name: &str, items: usize, measured: &Measured) {
     let own = json!(measured);
     line.as_object_mut().into_iter().zip(own.as_object()).for_each(|(line, own)| line.extend(own.clone()));
     println!("{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shape_is_three_numbers_with_commas_or_spaces() {
+        let sizes = |arguments: &[&str]| {
+            let Work::Encode { shape, .. } = Args::try_parse_from(arguments).unwrap().work else { panic!("another command") };
+            voxels(&shape)
+        };
+        for shape in [&["160,320,320"] as &[&str], &["160", "320", "320"]] {
+            assert_eq!(sizes(&[&["bench", "encode", "--shape"], shape].concat()).unwrap(), [160, 320, 320]);
+        }
+        assert_eq!(sizes(&["bench", "encode"]).unwrap(), [240, 480, 480]);
+        assert!(sizes(&["bench", "encode", "--shape", "160,320"]).unwrap_err().to_string().contains("240,480,480"));
+    }
 }
