@@ -1,9 +1,9 @@
 //! Activations, each one pass forward and one pass backward.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, Layout, Result, Shape, Tensor, bail};
 
 use crate::composed;
-use crate::cpu::{PIECE, Values, for_pieces, for_pieces2, fused, values};
+use crate::cpu::{PIECE, Values, for_pieces, for_pieces2, fused, rows_a_piece, values};
 use crate::simd::{normal_cdf, normal_density, sigmoid, vectorised};
 
 /// GELU with the exact error function, elementwise. Any shape.
@@ -27,6 +27,15 @@ pub fn geglu(value: &Tensor, gate: &Tensor) -> Result<Tensor> {
         return composed::geglu(value, gate);
     }
     gate.contiguous()?.apply_op2(&value.contiguous()?, Gated { name: "geglu", forward: gelu_gate, backward: gelu_gate_gradients })
+}
+
+/// As [`geglu`] of the two halves of the last axis, the value before the gate. both: (..., 2C) -> (..., C).
+pub fn geglu_halves(both: &Tensor) -> Result<Tensor> {
+    if fused(&[both]) {
+        return both.contiguous()?.apply_op1(GegluHalves);
+    }
+    let half = both.dim(D::Minus1)? / 2;
+    geglu(&both.narrow(D::Minus1, 0, half)?.contiguous()?, &both.narrow(D::Minus1, half, half)?.contiguous()?)
 }
 
 vectorised! {
@@ -91,6 +100,46 @@ impl CustomOp1 for Gelu {
         let mut dx = vec![0.0; x_values.len()];
         for_pieces(&mut dx, PIECE, |i, dx| gelu_gradient(&x_values[i * PIECE..], &grad[i * PIECE..], dx));
         Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+    }
+}
+
+struct GegluHalves;
+
+impl CustomOp1 for GegluHalves {
+    fn name(&self) -> &'static str {
+        "geglu-halves"
+    }
+
+    fn cpu_fwd(&self, both: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let mut dims = layout.dims().to_vec();
+        let Some(last) = dims.last_mut().filter(|last| **last > 0 && last.is_multiple_of(2)) else {
+            bail!("geglu: the last axis of {:?} has no two halves", layout.shape());
+        };
+        *last /= 2;
+        let (half, both) = (*last, values(both, layout)?);
+        let mut y = vec![0.0; both.len() / 2];
+        let piece = rows_a_piece(half) * half;
+        for_pieces(&mut y, piece, |i, y| {
+            for (y, both) in y.chunks_exact_mut(half).zip(both[2 * i * piece..].chunks_exact(2 * half)) {
+                gelu_gate(&both[half..], &both[..half], y);
+            }
+        });
+        Ok((CpuStorage::F32(y), Shape::from(dims)))
+    }
+
+    fn bwd(&self, both: &Tensor, y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let (half, grad) = (y.dim(D::Minus1)?, grad.contiguous()?);
+        let (values, grad) = (Values::of(both)?, Values::of(&grad)?);
+        let mut gradient = vec![0.0; values.len()];
+        let piece = rows_a_piece(2 * half) * half;
+        for_pieces(&mut gradient, 2 * piece, |i, gradient| {
+            let rows = values[2 * i * piece..].chunks_exact(2 * half).zip(grad[i * piece..].chunks_exact(half));
+            for (gradient, (both, grad)) in gradient.chunks_exact_mut(2 * half).zip(rows) {
+                let (dvalue, dgate) = gradient.split_at_mut(half);
+                gelu_gate_gradients(&both[half..], &both[..half], grad, dgate, dvalue);
+            }
+        });
+        Ok(Some(Tensor::from_vec(gradient, both.shape(), both.device())?))
     }
 }
 

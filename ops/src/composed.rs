@@ -21,6 +21,17 @@ pub fn geglu(value: &Tensor, gate: &Tensor) -> Result<Tensor> {
     gate.gelu_erf()? * value
 }
 
+/// both: (..., 2C) -> (..., C).
+pub fn geglu_halves(both: &Tensor) -> Result<Tensor> {
+    let half = both.dim(D::Minus1)? / 2;
+    geglu(&both.narrow(D::Minus1, 0, half)?, &both.narrow(D::Minus1, half, half)?)
+}
+
+/// residual + x W^T. x: (..., in), weight: (out, in), residual: (..., out).
+pub fn linear_residual(x: &Tensor, weight: &Tensor, residual: &Tensor) -> Result<Tensor> {
+    linear(x, weight, None)? + residual
+}
+
 /// Softmax over the last axis. Any shape.
 pub fn softmax(x: &Tensor) -> Result<Tensor> {
     let shifted = x.broadcast_sub(&x.max_keepdim(D::Minus1)?.detach())?;
@@ -96,7 +107,7 @@ pub(crate) fn attend(
 ) -> Result<(Tensor, Tensor)> {
     let (b, h, l, _) = q.dims4()?;
     let m = k.dim(2)?;
-    let (k, v) = (repeat_heads(k, h)?, repeat_heads(v, h)?);
+    let (k, v) = (repeat_heads(k, h)?, repeat_heads(v, h)?.contiguous()?);
     let mut logits = (q.contiguous()?.matmul(&k.t()?.contiguous()?)? * options.scale)?;
     if let Some(bias) = options.bias {
         logits = logits.broadcast_add(bias)?;

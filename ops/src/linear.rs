@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, S
 
 use crate::composed;
 use crate::cpu::{Values, for_pieces, fused, rows_a_piece, sum_rows, values};
-use crate::few::rows_times;
+use crate::few::{add_rows_times, rows_times};
 use crate::gemm::{Left, Precision, Right, product};
 
 /// x W^T + b, with gradients to all three. x: (..., in), weight: (out, in), bias: (out) -> (..., out).
@@ -14,6 +14,14 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
         Some(bias) if fused(&[x, weight, bias]) => x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Linear),
         _ => composed::linear(x, weight, bias),
     }
+}
+
+/// residual + x W^T, with gradients to all three. x: (..., in), weight: (out, in), residual: (..., out) -> (..., out).
+pub fn linear_residual(x: &Tensor, weight: &Tensor, residual: &Tensor) -> Result<Tensor> {
+    if fused(&[x, weight, residual]) {
+        return x.contiguous()?.apply_op3(&weight.contiguous()?, &residual.contiguous()?, LinearResidual);
+    }
+    composed::linear_residual(x, weight, residual)
 }
 
 /// x W^T + b with W and b frozen: the gradient goes to x only, and none is computed for W.
@@ -95,6 +103,46 @@ impl CustomOp1 for FrozenLinear {
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         Ok(Some(gradient_of_input(x, &self.weight, grad)?))
+    }
+}
+
+struct LinearResidual;
+
+impl CustomOp3 for LinearResidual {
+    fn name(&self) -> &'static str {
+        "linear-residual"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        weight: &CpuStorage,
+        wl: &Layout,
+        residual: &CpuStorage,
+        rl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (outputs, inputs) = wl.shape().dims2()?;
+        let shape = output_shape(xl.shape(), (outputs, inputs))?;
+        if *rl.shape() != shape {
+            bail!("linear: the residual is {:?}, the product {shape:?}", rl.shape());
+        }
+        let mut y = values(residual, rl)?.to_vec();
+        let weight = Right::values(values(weight, wl)?, inputs, true);
+        add_rows_times(values(x, xl)?, weight, (inputs, outputs), Precision::F32, &mut y);
+        Ok((CpuStorage::F32(y), shape))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        residual: &Tensor,
+        y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (dx, dw) = CustomOp2::bwd(&Linear, x, weight, y, grad)?;
+        Ok((dx, dw, residual.track_op().then(|| grad.clone())))
     }
 }
 

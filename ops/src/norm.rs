@@ -32,6 +32,14 @@ pub fn l2_normalize(x: &Tensor, eps: f64) -> Result<Tensor> {
     if fused(&[x]) && x.rank() > 0 { x.contiguous()?.apply_op1(UnitLength { eps: eps as f32 }) } else { composed::l2_normalize(x, eps) }
 }
 
+/// As [`l2_normalize`], times `scale`. x: (..., C), scale: (C) -> (..., C).
+pub fn l2_normalize_scaled(x: &Tensor, scale: &Tensor, eps: f64) -> Result<Tensor> {
+    if fused(&[x, scale]) && x.rank() > 0 {
+        return x.contiguous()?.apply_op2(&scale.contiguous()?, UnitLength { eps: eps as f32 });
+    }
+    l2_normalize(x, eps)?.broadcast_mul(scale)
+}
+
 #[derive(Clone, Copy)]
 struct Norm {
     centred: bool,
@@ -86,6 +94,30 @@ vectorised! {
         for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
             let inverse = 1.0 / dot(x, x).sqrt().max(eps);
             y.iter_mut().zip(x).for_each(|(y, &x)| *y = x * inverse);
+        }
+    }
+
+    fn scaled_unit_rows(eps: f32, x: &[f32], scale: &[f32], y: &mut [f32]) {
+        for (y, x) in y.chunks_exact_mut(scale.len()).zip(x.chunks_exact(scale.len())) {
+            let inverse = 1.0 / dot(x, x).sqrt().max(eps);
+            y.iter_mut().zip(x).zip(scale).for_each(|((y, &x), &s)| *y = x * inverse * s);
+        }
+    }
+
+    /// As [`unit_gradient`] behind the scale; adds g n, with n the row of length one, to `dscale`.
+    fn scaled_unit_gradients(eps: f32, x: &[f32], scale: &[f32], grad: &[f32], dx: &mut [f32], dscale: &mut [f32]) {
+        let width = scale.len();
+        for ((dx, x), grad) in dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(grad.chunks_exact(width)) {
+            let length = dot(x, x).sqrt();
+            let inverse = 1.0 / length.max(eps);
+            let slope = sum_of(width, |i| x[i] * grad[i] * scale[i]);
+            let along = if length >= eps { slope * inverse * inverse } else { 0.0 };
+            for (((dx, &x), &g), &s) in dx.iter_mut().zip(x).zip(grad).zip(scale) {
+                *dx = (g * s - x * along) * inverse;
+            }
+            for ((ds, &x), &g) in dscale.iter_mut().zip(x).zip(grad) {
+                *ds += g * x * inverse;
+            }
         }
     }
 
@@ -208,5 +240,35 @@ impl CustomOp1 for UnitLength {
         let mut dx = vec![0.0; x_values.len()];
         for_pieces(&mut dx, piece, |i, dx| unit_gradient(self.eps, &x_values[i * piece..], &grad[i * piece..], width, dx));
         Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+    }
+}
+
+impl CustomOp2 for UnitLength {
+    fn name(&self) -> &'static str {
+        "l2-normalize-scaled"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, scale: &CpuStorage, sl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (x, scale) = (values(x, xl)?, values(scale, sl)?);
+        if scale.is_empty() || xl.dims().last() != Some(&scale.len()) {
+            bail!("l2-normalize: x is {:?}, the scale ({})", xl.shape(), scale.len());
+        }
+        let piece = rows_a_piece(scale.len()) * scale.len();
+        let mut y = vec![0.0; x.len()];
+        for_pieces(&mut y, piece, |i, y| scaled_unit_rows(self.eps, &x[i * piece..], scale, y));
+        Ok((CpuStorage::F32(y), xl.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, scale: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (width, grad) = (scale.elem_count(), grad.contiguous()?);
+        let (x_values, s, grad) = (Values::of(x)?, Values::of(scale)?, Values::of(&grad)?);
+        let piece = rows_a_partial(x_values.len() / width, width) * width;
+        let mut dx = vec![0.0; x_values.len()];
+        let mut partials = vec![0.0; x_values.len().div_ceil(piece) * width];
+        for_pieces2((&mut dx, piece), (&mut partials, width), |i, dx, dscale| {
+            scaled_unit_gradients(self.eps, &x_values[i * piece..], &s, &grad[i * piece..], dx, dscale);
+        });
+        let dscale = Tensor::from_vec(sum_partials(&partials, width), scale.shape(), x.device())?;
+        Ok((x.track_op().then_some(Tensor::from_vec(dx, x.shape(), x.device())?), scale.track_op().then_some(dscale)))
     }
 }

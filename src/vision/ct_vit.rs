@@ -215,16 +215,29 @@ impl CtVit {
 
     fn embed(&self, volumes: &Tensor) -> Result<Tensor> {
         let (b, channels, frames, height, width) = volumes.dims5()?;
-        let ([ph, pw], pt) = (self.config.patch_size, self.config.temporal_patch_size);
+        let pt = self.config.temporal_patch_size;
         if channels != 1 || [height, width] != self.config.image_size || frames % pt != 0 {
             let want = self.config.image_size;
             let what = format!("volume {:?} is not (B, 1, a multiple of {pt}, {}, {})", volumes.dims(), want[0], want[1]);
             return Err(Error::Invalid(what));
         }
         let [t, gh, gw] = self.config.grid(frames);
+        let volumes = volumes.squeeze(1)?;
+        let grid = (b, t, gh, gw, self.config.dim);
+        if volumes.track_op() || self.embedding_norm[0].track_op() {
+            return Ok(self.embed_patches(&volumes)?.reshape(grid)?);
+        }
+        // without gradients frame by frame: the patches are as large as the volume
+        let shape = (b, 1, gh, gw, self.config.dim);
+        let frame = |t: usize| -> Result<Tensor> { Ok(self.embed_patches(&volumes.narrow(1, t * pt, pt)?)?.reshape(shape)?) };
+        let frames = (0..t).map(frame).collect::<Result<Vec<_>>>()?;
+        Ok(Tensor::cat(&frames, 1)?)
+    }
+
+    /// (B, F, H, W) -> (B T Gh Gw, C).
+    fn embed_patches(&self, volumes: &Tensor) -> Result<Tensor> {
         // peers.md a.2: the order inside a patch is frame, row, column
-        let patches = volumes.reshape(&[b, t, pt, gh, ph, gw, pw][..])?.permute(&[0, 1, 3, 5, 2, 4, 6][..])?;
-        let patches = patches.contiguous()?.reshape((b * t * gh * gw, self.config.patch_voxels()))?;
+        let patches = ops::patches(volumes, self.config.patch_shape())?;
         let tokens = match &self.embedding {
             Embedding::LayerNormLinear { norm: [gamma, beta], linear: [weight, bias] } => {
                 ops::linear(&ops::layer_norm(&patches, gamma, Some(beta), EPS)?, weight, Some(bias))?
@@ -234,7 +247,7 @@ impl CtVit {
             }
         };
         let [gamma, beta] = &self.embedding_norm;
-        Ok(ops::layer_norm(&tokens, gamma, Some(beta), EPS)?.reshape((b, t, gh, gw, self.config.dim))?)
+        Ok(ops::layer_norm(&tokens, gamma, Some(beta), EPS)?)
     }
 }
 

@@ -1,13 +1,10 @@
 //! Cosine vector quantisation with an exponential moving average (vector-quantize-pytorch 1.1.2 as CT-CLIP sets it).
 
-use candle_core::{D, DType, Tensor};
+use candle_core::{DType, Tensor};
 use ctscribe_ops as ops;
 
 use crate::Result;
 use crate::weights::{Init, Params};
-
-/// Rows of tokens compared with the codebook at a time.
-const CHUNK: usize = 4096;
 
 /// The codebook. It has no gradient: training moves it by [`Quantizer::update`].
 #[derive(Debug)]
@@ -53,13 +50,8 @@ impl Quantizer {
         let (lead, dim) = (&shape[..shape.len() - 1], shape[shape.len() - 1]);
         let rows: usize = lead.iter().product();
         let flat = tokens.detach().reshape((rows, dim))?;
-        let codebook = ops::l2_normalize(&self.embed.squeeze(0)?, 1e-12)?.t()?.contiguous()?;
-        let mut indices = Vec::new();
-        for start in (0..rows).step_by(CHUNK) {
-            let chunk = ops::l2_normalize(&flat.narrow(0, start, CHUNK.min(rows - start))?, 1e-12)?;
-            indices.push(chunk.matmul(&codebook)?.argmax(D::Minus1)?);
-        }
-        let indices = Tensor::cat(&indices, 0)?;
+        let codebook = ops::l2_normalize(&self.embed.squeeze(0)?, 1e-12)?;
+        let indices = ops::nearest_rows(&ops::l2_normalize(&flat, 1e-12)?, &codebook)?;
         let codes = self.embed.squeeze(0)?.index_select(&indices, 0)?.reshape(shape)?;
         let straight_through = (tokens + (&codes - tokens.detach())?)?;
         let commitment = (&codes - tokens.detach())?.sqr()?.mean_all()?;

@@ -1,6 +1,6 @@
 //! The layers of both stages: position convolution, attention, feed-forward.
 
-use candle_core::{D, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 use ctscribe_ops::{self as ops, Attention, ConvPadding};
 use rand_chacha::ChaCha8Rng;
 
@@ -11,6 +11,9 @@ use super::ct_vit::{CtVitConfig, EPS};
 
 /// CT-ViT's constant attention scale, in place of 1 / sqrt(width) (peers.md a.5).
 const SCALE: f64 = 8.0;
+
+/// Rows of a feed-forward without gradients: CT-CLIP's 2730 values each make 11 MB, which the allocator keeps for the next.
+const FEED_ROWS: usize = 1024;
 
 /// A stack of layers with a norm at its end.
 #[derive(Debug)]
@@ -30,6 +33,9 @@ struct ScaleNorm {
 #[derive(Debug, Clone)]
 struct Layer {
     conv: [Tensor; 2],
+    /// The kernel (1, 1, 3, 3, 3) that returns its input: added to the weight it is the residual. f32 only: narrower types would round
+    /// the weight away beside a one.
+    itself: Option<Tensor>,
     norm: ScaleNorm,
     to_q: Tensor,
     to_kv: Tensor,
@@ -82,6 +88,12 @@ impl Transformer {
     }
 }
 
+/// The causal 3x3x3 kernel that returns its input: of the frames the last tap, of rows and columns the middle one.
+fn identity(device: &Device) -> Result<Tensor> {
+    let taps: Vec<f32> = (0..27).map(|tap| if tap == 2 * 9 + 3 + 1 { 1.0 } else { 0.0 }).collect();
+    Ok(Tensor::from_vec(taps, (1, 1, 3, 3, 3), device)?)
+}
+
 impl Layer {
     fn new(config: &CtVitConfig, params: &Params) -> Result<Self> {
         let (dim, inner) = (config.dim, config.heads * config.dim_head);
@@ -94,9 +106,11 @@ impl Layer {
         let weight = |params: &Params, name: &str, outputs: usize, inputs: usize| {
             params.at(name).get("weight", &[outputs, inputs], Init::linear(inputs))
         };
+        // 27 inputs a channel
+        let conv = [conv.get("weight", &[dim, 1, 3, 3, 3], Init::linear(27))?, conv.get("bias", &[dim], Init::linear(27))?];
         Ok(Layer {
-            // 27 inputs a channel
-            conv: [conv.get("weight", &[dim, 1, 3, 3, 3], Init::linear(27))?, conv.get("bias", &[dim], Init::linear(27))?],
+            itself: (conv[0].dtype() == DType::F32).then(|| identity(conv[0].device())).transpose()?,
+            conv,
             norm: ScaleNorm::new(dim, &attention.at("norm"))?,
             to_q: weight(&attention, "to_q", inner, dim)?,
             to_kv: weight(&attention, "to_kv", 2 * inner, dim)?,
@@ -113,41 +127,55 @@ impl Layer {
 
     /// x: (n, m, C) of a grid (B, T, Gh, Gw), bias: (heads, m, m) -> (n, m, C).
     fn forward(&self, x: &Tensor, grid: (usize, usize, usize, usize), bias: Option<&Tensor>) -> Result<Tensor> {
-        let x = (self.position(x, grid)? + x)?;
-        let x = (self.attend(&x, bias)? + &x)?;
-        Ok((self.feed(&x)? + &x)?)
+        let x = self.position(x, grid)?;
+        self.feed(&self.attend(&x, bias)?)
     }
 
-    /// The position convolution. The flat layout of both stages is reshaped, not permuted, to (B, T, Gh, Gw, C): in the temporal
+    /// x and its position convolution. The flat layout of both stages is reshaped, not permuted, to (B, T, Gh, Gw, C): in the temporal
     /// stage that scrambles the grid, and the public weights were trained so (peers.md a.5).
     fn position(&self, x: &Tensor, (b, t, gh, gw): (usize, usize, usize, usize)) -> Result<Tensor> {
         let c = x.dim(D::Minus1)?;
-        let convolved = ops::depthwise_conv3d(&x.reshape((b, t, gh, gw, c))?, &self.conv[0], &self.conv[1], ConvPadding::Causal)?;
-        Ok(convolved.reshape(x.shape())?)
+        let on_grid = x.reshape((b, t, gh, gw, c))?;
+        let [weight, bias] = &self.conv;
+        let convolve = |weight: &Tensor| -> Result<Tensor> {
+            Ok(ops::depthwise_conv3d(&on_grid, weight, bias, ConvPadding::Causal)?.reshape(x.shape())?)
+        };
+        match &self.itself {
+            Some(itself) => convolve(&weight.broadcast_add(itself)?),
+            None => Ok((convolve(weight)? + x)?),
+        }
     }
 
-    /// Queries from the normalised input, keys and values from the input itself (peers.md a.5).
+    /// x and its attention: queries from the normalised input, keys and values from the input itself (peers.md a.5).
     fn attend(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let (n, m, _) = x.dims3()?;
         let inner = self.heads * self.dim_head;
-        let split = |y: Tensor| -> Result<Tensor> { Ok(y.reshape((n, m, self.heads, self.dim_head))?.transpose(1, 2)?.contiguous()?) };
-        let q = split(ops::linear(&self.norm.forward(x)?, &self.to_q, None)?)?;
-        let kv = ops::linear(x, &self.to_kv, None)?;
-        let k = split(kv.narrow(D::Minus1, 0, inner)?)?;
-        let v = split(kv.narrow(D::Minus1, inner, inner)?)?;
-        let q = ops::l2_normalize(&q, 1e-12)?.broadcast_mul(&self.q_scale)?;
-        let k = ops::l2_normalize(&k, 1e-12)?.broadcast_mul(&self.k_scale)?;
+        let heads = |x: &Tensor, weight: &Tensor| -> Result<Tensor> {
+            Ok(ops::linear(x, weight, None)?.reshape((n, m, self.heads, self.dim_head))?)
+        };
+        let unit = |x: Tensor, scale: &Tensor| -> Result<Tensor> { Ok(ops::l2_normalize_scaled(&x, scale, 1e-12)?.transpose(1, 2)?) };
+        let q = unit(heads(&self.norm.forward(x)?, &self.to_q)?, &self.q_scale)?;
+        let k = unit(heads(x, &self.to_kv.narrow(0, 0, inner)?)?, &self.k_scale)?;
+        let v = heads(x, &self.to_kv.narrow(0, inner, inner)?)?.transpose(1, 2)?;
         let options = Attention { bias, ..Attention::full(SCALE) };
         let mixed = ops::attention(&q, &k, &v, &options)?.transpose(1, 2)?.contiguous()?.reshape((n, m, inner))?;
-        Ok(ops::linear(&mixed, &self.to_out, None)?)
+        Ok(ops::linear_residual(&mixed, &self.to_out, x)?)
     }
 
+    /// x and its feed-forward. Without gradients a part of the rows at a time: the wide values between the two products stay small.
     fn feed(&self, x: &Tensor) -> Result<Tensor> {
-        let hidden = self.feed_out.dim(1)?;
+        if x.track_op() || self.feed_in.track_op() {
+            return self.feed_rows(x);
+        }
+        let (n, m, c) = x.dims3()?;
+        let rows = x.reshape((n * m, c))?;
+        let parts = (0..n * m).step_by(FEED_ROWS).map(|start| self.feed_rows(&rows.narrow(0, start, FEED_ROWS.min(n * m - start))?));
+        Ok(Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)?.reshape((n, m, c))?)
+    }
+
+    fn feed_rows(&self, x: &Tensor) -> Result<Tensor> {
         let [gamma, beta] = &self.feed_norm;
         let both = ops::linear(&ops::layer_norm(x, gamma, Some(beta), EPS)?, &self.feed_in, None)?;
-        let value = both.narrow(D::Minus1, 0, hidden)?.contiguous()?;
-        let gate = both.narrow(D::Minus1, hidden, hidden)?.contiguous()?;
-        Ok(ops::linear(&ops::geglu(&value, &gate)?, &self.feed_out, None)?)
+        Ok(ops::linear_residual(&ops::geglu_halves(&both)?, &self.feed_out, x)?)
     }
 }

@@ -10,9 +10,14 @@ mod nifti_write;
 mod orient;
 mod place;
 mod prepare;
+mod read_ahead;
+mod resample;
 mod sources;
+mod voxels;
 
 use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
 
 use crate::{Error, Result};
 
@@ -79,7 +84,8 @@ impl Volume {
                 return Err(Error::field(&self.path, "spacing", format!("{spacing} mm along {axis}; expected a positive number")));
             }
         }
-        let bad = self.values.iter().filter(|value| !value.is_finite()).count();
+        let not_finite = |values: &[f32]| values.iter().map(|value| usize::from(!value.is_finite())).sum::<usize>();
+        let bad: usize = self.values.par_chunks(1 << 16).map(not_finite).sum();
         if bad > 0 {
             let share = 100.0 * bad as f64 / self.values.len() as f64;
             return Err(Error::field(&self.path, "voxels", format!("{bad} of {} ({share:.2}%) are NaN or infinite", self.values.len())));

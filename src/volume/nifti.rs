@@ -4,34 +4,19 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
 
-use flate2::read::MultiGzDecoder;
+use flate2::bufread::MultiGzDecoder;
 use nifti::{Endianness, NiftiHeader};
 
 use crate::{Error, Result};
 
 use super::Volume;
+use super::read_ahead::ReadAhead;
+use super::voxels::{Stored, voxel_type};
 
 const HEADER: usize = 348;
 
 /// Deflate's best: no stream inflates to more than 1032 times its bytes (zlib's technical notes).
 const MOST_INFLATED: u64 = 1032;
-
-/// A voxel type: its name and size in bytes.
-fn voxel_type(code: i16) -> Option<(&'static str, usize)> {
-    Some(match code {
-        2 => ("uint8", 1),
-        4 => ("int16", 2),
-        8 => ("int32", 4),
-        16 => ("float32", 4),
-        64 => ("float64", 8),
-        256 => ("int8", 1),
-        512 => ("uint16", 2),
-        768 => ("uint32", 4),
-        1024 => ("int64", 8),
-        1280 => ("uint64", 8),
-        _ => return None,
-    })
-}
 
 pub(super) fn read(path: &Path) -> Result<Volume> {
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
@@ -40,10 +25,8 @@ pub(super) fn read(path: &Path) -> Result<Volume> {
         return Err(Error::file(path, "the file is empty"));
     }
     let gzipped = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gz"));
-    let mut raw: Box<dyn Read> = Box::new(BufReader::with_capacity(1 << 16, file));
-    if gzipped {
-        raw = Box::new(MultiGzDecoder::new(raw));
-    }
+    let file = BufReader::with_capacity(1 << 18, file);
+    let mut raw: Box<dyn Read> = if gzipped { Box::new(ReadAhead::new(MultiGzDecoder::new(file))) } else { Box::new(file) };
     let header = header(path, &mut raw)?;
     let shape = dimensions(path, &header)?;
     let code = header.datatype;
@@ -57,7 +40,8 @@ pub(super) fn read(path: &Path) -> Result<Volume> {
     if skipped < gap {
         return Err(early(path, "header extension", skipped, gap));
     }
-    let values = voxels(path, &mut raw, shape.iter().product(), (code, size), header.endianness, scaling(&header))?;
+    let big_endian = matches!(header.endianness, Endianness::Big);
+    let values = voxels(path, &mut raw, shape.iter().product(), Stored { code, size, big_endian, scale: scaling(&header) })?;
     if gzipped {
         check_end(path, &mut raw)?;
     }
@@ -166,51 +150,18 @@ fn scaling(header: &NiftiHeader) -> Option<(f64, f64)> {
     scaled.then_some((slope, if inter.is_finite() { inter } else { 0.0 }))
 }
 
-fn voxels(
-    path: &Path,
-    raw: &mut dyn Read,
-    count: usize,
-    (code, size): (i16, usize),
-    endianness: Endianness,
-    scale: Option<(f64, f64)>,
-) -> Result<Vec<f32>> {
-    let big = matches!(endianness, Endianness::Big);
-    let total = (count * size) as u64;
+fn voxels(path: &Path, raw: &mut dyn Read, count: usize, stored: Stored) -> Result<Vec<f32>> {
+    let total = count * stored.size;
     let mut values = Vec::new();
     values.try_reserve_exact(count).map_err(|e| Error::field(path, "dim", format!("no memory for {count} voxels: {e}")))?;
-    let mut buffer = vec![0u8; ((1 << 20) * size).min(count * size)];
+    let mut buffer = vec![0u8; ((1 << 17) * stored.size).min(total)];
     while values.len() < count {
-        let before = values.len() * size;
-        let bytes = (count * size - before).min(buffer.len());
-        read_whole(path, raw, &mut buffer[..bytes], ("voxels", before as u64, total))?;
-        let decoded = buffer[..bytes].chunks_exact(size).map(|bytes| decode(code, bytes, big));
-        match scale {
-            Some((slope, inter)) => values.extend(decoded.map(|value| (value * slope + inter) as f32)),
-            None => values.extend(decoded.map(|value| value as f32)),
-        }
+        let before = values.len() * stored.size;
+        let bytes = (total - before).min(buffer.len());
+        read_whole(path, raw, &mut buffer[..bytes], ("voxels", before as u64, total as u64))?;
+        stored.append(&buffer[..bytes], &mut values);
     }
     Ok(values)
-}
-
-fn decode(code: i16, bytes: &[u8], big: bool) -> f64 {
-    let mut b = [0u8; 8];
-    let size = bytes.len();
-    b[..size].copy_from_slice(bytes);
-    if big {
-        b[..size].reverse();
-    }
-    match code {
-        2 => f64::from(b[0]),
-        256 => f64::from(b[0] as i8),
-        4 => f64::from(i16::from_le_bytes([b[0], b[1]])),
-        512 => f64::from(u16::from_le_bytes([b[0], b[1]])),
-        8 => f64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]])),
-        768 => f64::from(u32::from_le_bytes([b[0], b[1], b[2], b[3]])),
-        16 => f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
-        1024 => i64::from_le_bytes(b) as f64,
-        1280 => u64::from_le_bytes(b) as f64,
-        _ => f64::from_le_bytes(b),
-    }
 }
 
 /// The sform, else the qform, else the spacing alone, in millimetres; one that does not span space is refused by name.

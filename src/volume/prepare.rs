@@ -11,6 +11,7 @@ use crate::{Error, Result};
 
 use super::hounsfield::HuPolicy;
 use super::orient::Orientation;
+use super::resample::{self, Slices};
 use super::{Volume, to_mm};
 
 /// How a volume is prepared.
@@ -146,8 +147,8 @@ impl Geometry {
 }
 
 /// One axis of the output: which source voxels an output voxel mixes, and how; `None`: padding.
-struct Axis {
-    taps: Vec<Option<(usize, usize, f64)>>,
+pub(super) struct Axis {
+    pub(super) taps: Vec<Option<(usize, usize, f64)>>,
     first: i64,
     ratio: f64,
     resampled: usize,
@@ -172,7 +173,7 @@ impl Axis {
 }
 
 /// The model's input. `volume` is in Hounsfield units and oriented; `csv_spacing_mm`: the metadata's (z, xy) for [`SpacingSource::Csv`].
-/// Only the voxels that the crop needs are resampled; f64 between f32 voxels.
+/// Only the voxels that the crop needs are resampled; in f32.
 pub fn prepare(volume: &Volume, config: &PreparationConfig, csv_spacing_mm: Option<[f64; 2]>) -> Result<Prepared> {
     let [nz, ny, nx] = volume.shape;
     let [sz, sy, sx] = spacing(volume, config.spacing, csv_spacing_mm)?;
@@ -223,34 +224,5 @@ fn fill_plane(plane: &mut [f32], tap: Option<(usize, usize, f64)>, volume: &Volu
         plane.fill(config.pad as f32);
         return;
     };
-    let [_, ny, nx] = volume.shape;
-    let clipped = |value: f32| match config.clip {
-        Clip::BeforeResampling => f64::from(value).clamp(config.clip_hu[0], config.clip_hu[1]),
-        Clip::AfterResampling => f64::from(value),
-    };
-    let slice = |z: usize| &volume.values[z * ny * nx..(z + 1) * ny * nx];
-    let mixed: Vec<f64> = slice(low).iter().zip(slice(high)).map(|(a, b)| (1.0 - weight) * clipped(*a) + weight * clipped(*b)).collect();
-    let (wx, wy) = (x.taps.len(), y.taps.len());
-    for (iy, ytap) in y.taps.iter().enumerate() {
-        for (ix, xtap) in x.taps.iter().enumerate() {
-            let at = match config.layout {
-                Layout::Zxy => ix * wy + iy,
-                Layout::Zyx => iy * wx + ix,
-            };
-            let (Some((x0, x1, fx)), Some((y0, y1, fy))) = (*xtap, *ytap) else {
-                plane[at] = config.pad as f32;
-                continue;
-            };
-            let line = |y: usize| (1.0 - fx) * mixed[y * nx + x0] + fx * mixed[y * nx + x1];
-            plane[at] = finish((1.0 - fy) * line(y0) + fy * line(y1), config);
-        }
-    }
-}
-
-fn finish(value: f64, config: &PreparationConfig) -> f32 {
-    let value = value.clamp(config.clip_hu[0], config.clip_hu[1]);
-    match config.window_hu {
-        None => (value / 1000.0) as f32,
-        Some([low, high]) => ((value.clamp(low, high) - (low + high) / 2.0) / ((high - low) / 2.0)) as f32,
-    }
+    resample::fill(plane, &Slices::new(volume, (low, high, weight), config), (x, y), config);
 }

@@ -7,7 +7,7 @@ mod quantised;
 
 use rayon::prelude::*;
 
-use crate::gemm::{Left, Level, Precision, Right, product};
+use crate::gemm::{Left, Level, Precision, Right, add_product, product};
 use crate::simd::dot_of;
 use quantised::Activations;
 
@@ -32,6 +32,16 @@ pub fn rows_times(x: &[f32], right: Right, (k, n): (usize, usize), precision: Pr
         product((m, k, n), Left { values: x, row: k, column: 1 }, right, precision, &mut out);
     }
     out
+}
+
+/// As [`rows_times`], added to `out` (m, n).
+pub fn add_rows_times(x: &[f32], right: Right, (k, n): (usize, usize), precision: Precision, out: &mut [f32]) {
+    let m = x.len() / k.max(1);
+    if right.turned && m <= FEW_ROWS {
+        out.iter_mut().zip(rows_times(x, right, (k, n), precision)).for_each(|(out, y)| *out += y);
+    } else {
+        add_product((m, k, n), Left { values: x, row: k, column: 1 }, right, precision, out);
+    }
 }
 
 /// out (m, n) = x (m, k) times the turned matrix (n, k); m is at most [`FEW_ROWS`].

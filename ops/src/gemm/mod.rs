@@ -69,15 +69,35 @@ pub fn product(size: (usize, usize, usize), left: Left, right: Right, precision:
     product_at(Level::best(), size, left, right, precision, out);
 }
 
-fn product_at(level: Level, (m, k, n): (usize, usize, usize), left: Left, right: Right, precision: Precision, out: &mut [f32]) {
-    assert!(out.len() == m * n);
-    if k == 0 {
+/// As [`product`], added to what is in `out`.
+pub fn add_product(size: (usize, usize, usize), left: Left, right: Right, precision: Precision, out: &mut [f32]) {
+    if size.1 > 0 {
+        run(Level::best(), size, (left, right), (precision, Before::Kept), out);
+    }
+}
+
+fn product_at(level: Level, size: (usize, usize, usize), left: Left, right: Right, precision: Precision, out: &mut [f32]) {
+    if size.1 == 0 {
         return out.fill(0.0);
     }
+    run(level, size, (left, right), (precision, Before::Replaced), out);
+}
+
+/// What becomes of the values in the output.
+#[derive(Clone, Copy, PartialEq)]
+enum Before {
+    Replaced,
+    Kept,
+}
+
+type Size = (usize, usize, usize);
+
+fn run(level: Level, (m, k, n): Size, (left, right): (Left, Right), (precision, before): (Precision, Before), out: &mut [f32]) {
+    assert!(out.len() == m * n);
     let words = Words { pairs: precision == Precision::Bf16 && level == Level::Avx512Bf16, level };
     let packed = PackedLeft::new(left, (m, k), words);
     let strips = n.div_ceil(WIDTH);
-    let (out, task) = (Out(out.as_mut_ptr()), Task { size: (m, k, n), right, words, packed: &packed });
+    let (out, task) = (Out(out.as_mut_ptr()), Task { size: (m, k, n), right, words, packed: &packed, before });
     if m * k * n < PARALLEL_FROM {
         let mut scratch = Scratch::default();
         (0..strips).for_each(|strip| task.strip(strip, &mut scratch, &out));
@@ -172,6 +192,7 @@ struct Task<'a> {
     right: Right<'a>,
     words: Words,
     packed: &'a PackedLeft,
+    before: Before,
 }
 
 impl Task<'_> {
@@ -190,7 +211,13 @@ impl Task<'_> {
                 let rows = self.packed.tile.min(m - row);
                 // SAFETY: row and column lie inside (m, n), and the columns are this task's.
                 unsafe {
-                    let place = Place { start: out.0.add(row * n + first), stride: n, rows, columns, add: block > 0 };
+                    let place = Place {
+                        start: out.0.add(row * n + first),
+                        stride: n,
+                        rows,
+                        columns,
+                        add: block > 0 || self.before == Before::Kept,
+                    };
                     multiply(self.words.level, self.words.pairs, self.packed.tile(block, row), &scratch.strip, length, place);
                 }
             }

@@ -33,6 +33,14 @@ fn gates_take_the_halves_of_one_tensor() {
 }
 
 #[test]
+fn geglu_of_halves_equals_its_composed_form() {
+    for shape in [&[1usize, 2] as &[usize], &[5, 18], &[2, 3, 66], &[300, 202]] {
+        check("geglu halves", &[noise(shape, 1)], &|x| ops::geglu_halves(&x[0]), &|x| composed::geglu_halves(&x[0]));
+    }
+    assert!(ops::geglu_halves(&noise(&[2, 7], 1)).unwrap_err().to_string().contains("two halves"));
+}
+
+#[test]
 fn rope_turns_forward_and_its_gradient_back() {
     for shape in [[1, 1, 1, 2], [2, 3, 7, 10], [2, 4, 65, 64]] {
         let (cos, sin) = ops::rope_tables(3, shape[2], shape[3], 1e4, &candle_core::Device::Cpu).unwrap();

@@ -53,6 +53,11 @@ fn l2_normalize_equals_its_composed_form() {
     for shape in SHAPES {
         check("l2", &[noise(shape, 1)], &|x| ops::l2_normalize(&x[0], 1e-12), &|x| composed::l2_normalize(&x[0], 1e-12));
     }
+    for shape in SHAPES {
+        let inputs = [noise(shape, 1), noise(&[shape[shape.len() - 1]], 2)];
+        let composed = |x: &[Tensor]| composed::l2_normalize(&x[0], 1e-12)?.broadcast_mul(&x[1]);
+        check("l2, scaled", &inputs, &|x| ops::l2_normalize_scaled(&x[0], &x[1], 1e-12), &composed);
+    }
     let short = (noise(&[3, 8], 1) * 0.01).unwrap();
     check("l2, short rows", &[short], &|x| ops::l2_normalize(&x[0], 1.0), &|x| composed::l2_normalize(&x[0], 1.0));
 }
