@@ -26,6 +26,7 @@ pub mod cuda;
 mod dropout;
 mod few;
 mod gemm;
+mod kept;
 mod linear;
 mod matrix;
 mod memory;
@@ -37,7 +38,7 @@ mod softmax;
 
 pub use activation::{geglu, gelu, swiglu};
 pub use attention::{Attention, attention, attention_with_weights};
-pub use checkpoint::checkpoint;
+pub use checkpoint::{checkpoint, checkpoint_keeping_products};
 pub use conv3d::{ConvPadding, depthwise_conv3d};
 pub use cross_entropy::{cross_entropy, linear_cross_entropy};
 pub use dropout::dropout;

@@ -35,6 +35,11 @@ impl Projection {
         }
     }
 
+    /// Whether its products are those of a frozen matrix on the CPU, whose results a block can keep.
+    fn keeps_products(&self) -> bool {
+        matches!(self, Projection::Frozen(matrix) if matrix.device().is_cpu())
+    }
+
     fn device(&self) -> &Device {
         match self {
             Projection::Frozen(matrix) => matrix.device(),
@@ -163,18 +168,31 @@ impl Llama {
         let (cos, sin) = (self.cos.narrow(0, 0, length)?, self.sin.narrow(0, 0, length)?);
         let mut x = embeddings.clone();
         for layer in &self.layers {
-            let dropout = dropout.as_deref_mut();
-            x = if self.recompute {
-                let (layer, config, cos, sin, key_mask) = (layer.clone(), self.config.clone(), cos.clone(), sin.clone(), key_mask.cloned());
-                let block = move |x: &[Tensor], dropout: Option<&mut ChaCha8Rng>| {
-                    layer.forward(&x[0], &config, (&cos, &sin), key_mask.as_ref(), dropout)
-                };
-                ops::checkpoint(&[&x], dropout, block)?
-            } else {
-                layer.forward(&x, &self.config, (&cos, &sin), key_mask, dropout)?
-            };
+            x = self.through(layer, &x, (&cos, &sin), key_mask, dropout.as_deref_mut())?;
         }
         Ok(ops::rms_norm(&x, &self.norm, self.config.rms_norm_eps)?)
+    }
+
+    /// One layer, which keeps for its gradient what the model's settings say: its input, the frozen products beside it, or the whole graph.
+    fn through(
+        &self,
+        layer: &Layer,
+        x: &Tensor,
+        tables: (&Tensor, &Tensor),
+        key_mask: Option<&Tensor>,
+        dropout: Option<&mut ChaCha8Rng>,
+    ) -> Result<Tensor> {
+        if !self.recompute && !self.head.keeps_products() {
+            return layer.forward(x, &self.config, tables, key_mask, dropout);
+        }
+        let (layer, config, key_mask) = (layer.clone(), self.config.clone(), key_mask.cloned());
+        let (cos, sin) = (tables.0.clone(), tables.1.clone());
+        let block =
+            move |x: &[Tensor], dropout: Option<&mut ChaCha8Rng>| layer.forward(&x[0], &config, (&cos, &sin), key_mask.as_ref(), dropout);
+        match self.recompute {
+            true => ops::checkpoint(&[x], dropout, block),
+            false => ops::checkpoint_keeping_products(&[x], dropout, block),
+        }
     }
 
     /// embeddings: (B, L, D) that follow what the cache holds -> (B, L, D) after the last norm; no gradient is kept.
