@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use crate::matrix::{Format, words};
 use pack::{LANES, Words, as_words, interleave_bits};
 pub use tile::Level;
-use tile::{Place, WIDTH, multiply};
+use tile::{Place, Strip, WIDTH, multiply};
 
 /// Bytes of a strip's block on the inner axis for each of its columns: with f32 256 values, with pairs 512.
 const DEPTH: usize = 256;
@@ -94,6 +94,32 @@ fn product_at(level: Level, (m, k, n): (usize, usize, usize), left: Left, right:
         let work = |scratch: &mut Scratch, index| task.group(index * group, group, scratch, &out);
         (0..groups).into_par_iter().with_min_len(run).for_each_init(Scratch::default, work);
     }
+}
+
+/// out (m, n) += left (m, k) * right (k, n) on one core, with the right factor read where it lies: rows of both lie `stride` apart. For what
+/// fits the second-level cache; false where the processor has no such tiles.
+pub fn add_small_product((m, k, n): (usize, usize, usize), left: Left, right: &[f32], stride: usize, out: &mut [f32]) -> bool {
+    let level = Level::best();
+    if level == Level::Plain {
+        return false;
+    }
+    assert!(m * n == 0 || (n <= stride && out.len() >= (m - 1) * stride + n), "the product lies in the output");
+    let words = Words { pairs: false, level };
+    let mut panel = vec![0; level.rows().min(m) * k];
+    for row in (0..m).step_by(level.rows()) {
+        let rows = level.rows().min(m - row);
+        let panel = &mut panel[..rows * k];
+        pack_tile(left, row, (0, k), words, panel);
+        for first in (0..n).step_by(WIDTH) {
+            let strip = Strip { words: &as_words(right)[first..], stride };
+            // SAFETY: row and column lie inside (m, n), which lies in the output.
+            unsafe {
+                let start = out.as_mut_ptr().add(row * stride + first);
+                multiply(level, false, panel, strip, k, Place { start, stride, rows, columns: WIDTH.min(n - first), add: true });
+            }
+        }
+    }
+    true
 }
 
 /// The output, of which each strip's task writes columns of its own.
@@ -195,14 +221,15 @@ impl Task<'_> {
             } else {
                 self.pack_straight((first, columns), span, scratch);
             }
-            for (strip, packed) in scratch.strips.chunks_exact(length * WIDTH).enumerate() {
-                let (first, columns) = (first + strip * WIDTH, WIDTH.min(columns - strip * WIDTH));
+            for (index, words) in scratch.strips.chunks_exact(length * WIDTH).enumerate() {
+                let (first, columns) = (first + index * WIDTH, WIDTH.min(columns - index * WIDTH));
+                let strip = Strip { words, stride: WIDTH };
                 for row in (0..m).step_by(self.packed.tile) {
                     let rows = self.packed.tile.min(m - row);
                     // SAFETY: row and column lie inside (m, n), and the columns are this task's.
                     unsafe {
                         let place = Place { start: out.0.add(row * n + first), stride: n, rows, columns, add: block > 0 };
-                        multiply(self.words.level, self.words.pairs, self.packed.tile(block, row), packed, length, place);
+                        multiply(self.words.level, self.words.pairs, self.packed.tile(block, row), strip, length, place);
                     }
                 }
             }
