@@ -46,7 +46,8 @@ pub fn linear_cross_entropy(hidden: &Tensor, head: &Matrix, targets: &Tensor, we
     let mut gradient = hidden.track_op().then(|| vec![0.0; n * width]);
     for rows in even_chunks(&counted, (CHUNK / vocabulary.max(1)).clamp(1, 1024)) {
         let labels = labels.only(rows);
-        let hidden: Vec<f32> = rows.iter().flat_map(|&row| &source[row * width..][..width]).copied().collect();
+        let mut hidden = Vec::with_capacity(rows.len() * width);
+        rows.iter().for_each(|&row| hidden.extend_from_slice(&source[row * width..][..width]));
         let mut logits = head.multiply(&hidden, true);
         let Some(gradient) = &mut gradient else {
             loss += labels.loss(&logits);

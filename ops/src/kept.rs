@@ -17,7 +17,7 @@ use crate::matrix::widen;
 use crate::simd::vectorised;
 
 /// One operation's result: f32, or bits of bf16.
-enum Values {
+pub enum Values {
     Whole(Vec<f32>),
     Narrow(Vec<u16>),
 }
@@ -100,10 +100,9 @@ pub fn values(compute: impl FnOnce() -> Result<Vec<f32>>) -> Result<Vec<f32>> {
     let mut values = compute()?;
     STATE.with_borrow_mut(|state| {
         let Some(State { run, precision }) = state else { return };
-        let copy = match (&run, precision) {
+        let copy = match (&run, *precision) {
             (Run::Taking(_), Precision::F32) => return,
-            (Run::Keeping(_), Precision::F32) => Values::Whole(values.clone()),
-            (_, Precision::Bf16) => Values::Narrow(narrowed(&mut values)),
+            (_, precision) => round_to(precision, &mut values),
         };
         if let Run::Keeping(kept) = run {
             kept.push(copy);
@@ -112,8 +111,17 @@ pub fn values(compute: impl FnOnce() -> Result<Vec<f32>>) -> Result<Vec<f32>> {
     Ok(values)
 }
 
+/// Rounds `values` to what is kept of them in `precision`, and gives it.
+pub fn round_to(precision: Precision, values: &mut [f32]) -> Values {
+    match precision {
+        Precision::F32 => Values::Whole(values.to_vec()),
+        Precision::Bf16 => Values::Narrow(narrowed(values)),
+    }
+}
+
 impl Values {
-    fn widened(self) -> Vec<f32> {
+    /// The values as they were rounded.
+    pub fn widened(self) -> Vec<f32> {
         match self {
             Values::Whole(values) => values,
             Values::Narrow(narrow) => {

@@ -24,6 +24,7 @@ mod cross_entropy;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod dropout;
+mod feed_forward;
 mod few;
 mod gemm;
 mod kept;
@@ -42,6 +43,7 @@ pub use checkpoint::{checkpoint, checkpoint_keeping_products};
 pub use conv3d::{ConvPadding, depthwise_conv3d};
 pub use cross_entropy::{cross_entropy, linear_cross_entropy};
 pub use dropout::dropout;
+pub use feed_forward::gated_feed_forward;
 pub use gemm::Precision;
 pub use linear::{frozen_linear, linear};
 pub use matrix::{Bytes, Format, Matrix};

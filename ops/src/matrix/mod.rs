@@ -105,6 +105,11 @@ impl Matrix {
         self
     }
 
+    /// How exact its products are.
+    pub(crate) fn precision(&self) -> Precision {
+        self.precision
+    }
+
     /// (out, in).
     pub fn size(&self) -> (usize, usize) {
         self.size

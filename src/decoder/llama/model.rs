@@ -185,13 +185,20 @@ impl Llama {
         if !self.recompute && !self.head.keeps_products() {
             return layer.forward(x, &self.config, tables, key_mask, dropout);
         }
-        let (layer, config, key_mask) = (layer.clone(), self.config.clone(), key_mask.cloned());
+        let fused = !self.recompute && layer.fixed_feed_forward().is_some();
+        let (inner, config, key_mask) = (layer.clone(), self.config.clone(), key_mask.cloned());
         let (cos, sin) = (tables.0.clone(), tables.1.clone());
-        let block =
-            move |x: &[Tensor], dropout: Option<&mut ChaCha8Rng>| layer.forward(&x[0], &config, (&cos, &sin), key_mask.as_ref(), dropout);
+        let block = move |x: &[Tensor], mut dropout: Option<&mut ChaCha8Rng>| {
+            let x = inner.attend(&x[0], &config, (&cos, &sin), key_mask.as_ref(), dropout.as_deref_mut())?;
+            if fused { Ok(x) } else { inner.feed_forward(&x, &config, dropout) }
+        };
         match self.recompute {
             true => ops::checkpoint(&[x], dropout, block),
-            false => ops::checkpoint_keeping_products(&[x], dropout, block),
+            false => {
+                let x = ops::checkpoint_keeping_products(&[x], dropout, block)?;
+                // it keeps what it needs by itself
+                if fused { layer.feed_forward(&x, &self.config, None) } else { Ok(x) }
+            }
         }
     }
 
@@ -260,6 +267,19 @@ impl Layer {
         &self,
         x: &Tensor,
         config: &LlamaConfig,
+        tables: (&Tensor, &Tensor),
+        key_mask: Option<&Tensor>,
+        mut dropout: Option<&mut ChaCha8Rng>,
+    ) -> Result<Tensor> {
+        let x = self.attend(x, config, tables, key_mask, dropout.as_deref_mut())?;
+        self.feed_forward(&x, config, dropout)
+    }
+
+    /// x and what attention adds to it.
+    fn attend(
+        &self,
+        x: &Tensor,
+        config: &LlamaConfig,
         (cos, sin): (&Tensor, &Tensor),
         key_mask: Option<&Tensor>,
         mut dropout: Option<&mut ChaCha8Rng>,
@@ -271,10 +291,27 @@ impl Layer {
         let v = split(&project(V, &normed)?, config.kv_heads())?;
         let options = Attention { scale: 1.0 / (config.head_width() as f64).sqrt(), causal: true, key_mask, bias: None };
         let mixed = join(&ops::attention(&q, &k, &v, &options)?)?;
-        let x = (x + project(O, &mixed)?)?;
-        let normed = ops::rms_norm(&x, &self.post_norm, config.rms_norm_eps)?;
+        Ok((x + project(O, &mixed)?)?)
+    }
+
+    /// x and what the feed-forward block adds to it.
+    fn feed_forward(&self, x: &Tensor, config: &LlamaConfig, mut dropout: Option<&mut ChaCha8Rng>) -> Result<Tensor> {
+        if let Some(matrices) = self.fixed_feed_forward() {
+            return Ok(ops::gated_feed_forward(x, &self.post_norm, config.rms_norm_eps, matrices)?);
+        }
+        let mut project = |which: usize, x: &Tensor| self.projections[which].forward(x, dropout.as_deref_mut());
+        let normed = ops::rms_norm(x, &self.post_norm, config.rms_norm_eps)?;
         let hidden = ops::swiglu(&project(GATE, &normed)?, &project(UP, &normed)?)?;
-        Ok((&x + project(DOWN, &hidden)?)?)
+        Ok((x + project(DOWN, &hidden)?)?)
+    }
+
+    /// Gate, up and down where nothing of them or of their norm is trained.
+    fn fixed_feed_forward(&self) -> Option<[&Matrix; 3]> {
+        let matrix = |which: usize| match &self.projections[which] {
+            Adapted { base: Projection::Frozen(matrix), adapter: None } => Some(matrix),
+            _ => None,
+        };
+        if self.post_norm.track_op() { None } else { Some([matrix(GATE)?, matrix(UP)?, matrix(DOWN)?]) }
     }
 
     fn forward_cached(
