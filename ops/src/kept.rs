@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn values_are_rounded_to_the_nearest_bf16() {
-        let special = [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::MAX, 1e-40, 1.003_906_25, 1.011_718_75];
+        let special = [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::MAX, 1e-40, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0];
         let values: Vec<f32> = special.into_iter().chain((0..2000).map(|i| (i as f32 - 1000.0) * 0.012_345)).collect();
         let mut rounded = values.clone();
         let widened = Values::Narrow(narrowed(&mut rounded)).widened();

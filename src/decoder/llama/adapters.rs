@@ -10,7 +10,8 @@ use ctscribe_ops::Matrix;
 use crate::{Error, Result};
 
 use super::Llama;
-use super::model::{PROJECTIONS, Projection};
+use super::layer::PROJECTIONS;
+use super::model::Projection;
 
 /// Modules that PEFT would adapt and this model does not.
 const NOT_ADAPTED: [&str; 2] = ["lm_head", "model.embed_tokens"];

@@ -1,8 +1,8 @@
 //! The network.
 
 use candle_core::{D, Device, Module, Tensor};
-use ctscribe_lora::{Adapted, BaseLinear};
-use ctscribe_ops::{self as ops, Attention, Matrix};
+use ctscribe_lora::BaseLinear;
+use ctscribe_ops::{self as ops, Matrix};
 use rand_chacha::ChaCha8Rng;
 
 use crate::decoder::labels::labelled;
@@ -11,6 +11,7 @@ use crate::{Error, Result};
 
 use super::cache::KvCache;
 use super::config::LlamaConfig;
+use super::layer::Layer;
 
 /// A weight without a bias: frozen where it lies, or trained while a small model is pre-trained.
 #[derive(Debug, Clone)]
@@ -20,7 +21,7 @@ pub(super) enum Projection {
 }
 
 impl Projection {
-    fn new(params: &Params, name: &str, size: (usize, usize), init: Init) -> Result<Self> {
+    pub(super) fn new(params: &Params, name: &str, size: (usize, usize), init: Init) -> Result<Self> {
         Ok(match params.is_frozen() {
             true => Projection::Frozen(params.matrix(name, size, init)?),
             false => Projection::Trained(params.get(name, &[size.0, size.1], init)?),
@@ -75,24 +76,6 @@ impl BaseLinear for Projection {
             Projection::Trained(tensor) => Ok(tensor.detach()),
         }
     }
-}
-
-/// The seven projections of a layer, in PEFT's usual order.
-pub(super) const PROJECTIONS: [&str; 7] =
-    ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"];
-const Q: usize = 0;
-const K: usize = 1;
-const V: usize = 2;
-const O: usize = 3;
-const GATE: usize = 4;
-const UP: usize = 5;
-const DOWN: usize = 6;
-
-#[derive(Debug, Clone)]
-pub(super) struct Layer {
-    input_norm: Tensor,
-    post_norm: Tensor,
-    pub(super) projections: Vec<Adapted<Projection>>,
 }
 
 /// LLaMA (Touvron et al., 2023) with Hugging Face's tensor names.
@@ -247,105 +230,6 @@ impl Llama {
         }
         Ok(())
     }
-}
-
-impl Layer {
-    fn new(config: &LlamaConfig, params: &Params) -> Result<Self> {
-        let dim = config.hidden_size;
-        let projection = |(name, size): (&&str, (usize, usize))| -> Result<Adapted<Projection>> {
-            let init = Init::Normal(1.0 / (size.1 as f64).sqrt());
-            Ok(Adapted::plain(Projection::new(&params.at(name), "weight", size, init)?))
-        };
-        Ok(Layer {
-            input_norm: params.at("input_layernorm").get("weight", &[dim], Init::Ones)?,
-            post_norm: params.at("post_attention_layernorm").get("weight", &[dim], Init::Ones)?,
-            projections: PROJECTIONS.iter().zip(config.projection_sizes()).map(projection).collect::<Result<_>>()?,
-        })
-    }
-
-    fn forward(
-        &self,
-        x: &Tensor,
-        config: &LlamaConfig,
-        tables: (&Tensor, &Tensor),
-        key_mask: Option<&Tensor>,
-        mut dropout: Option<&mut ChaCha8Rng>,
-    ) -> Result<Tensor> {
-        let x = self.attend(x, config, tables, key_mask, dropout.as_deref_mut())?;
-        self.feed_forward(&x, config, dropout)
-    }
-
-    /// x and what attention adds to it.
-    fn attend(
-        &self,
-        x: &Tensor,
-        config: &LlamaConfig,
-        (cos, sin): (&Tensor, &Tensor),
-        key_mask: Option<&Tensor>,
-        mut dropout: Option<&mut ChaCha8Rng>,
-    ) -> Result<Tensor> {
-        let mut project = |which: usize, x: &Tensor| self.projections[which].forward(x, dropout.as_deref_mut());
-        let normed = ops::rms_norm(x, &self.input_norm, config.rms_norm_eps)?;
-        let q = ops::rope(&split(&project(Q, &normed)?, config.num_attention_heads)?, cos, sin)?;
-        let k = ops::rope(&split(&project(K, &normed)?, config.kv_heads())?, cos, sin)?;
-        let v = split(&project(V, &normed)?, config.kv_heads())?;
-        let options = Attention { scale: 1.0 / (config.head_width() as f64).sqrt(), causal: true, key_mask, bias: None };
-        let mixed = join(&ops::attention(&q, &k, &v, &options)?)?;
-        Ok((x + project(O, &mixed)?)?)
-    }
-
-    /// x and what the feed-forward block adds to it.
-    fn feed_forward(&self, x: &Tensor, config: &LlamaConfig, mut dropout: Option<&mut ChaCha8Rng>) -> Result<Tensor> {
-        if let Some(matrices) = self.fixed_feed_forward() {
-            return Ok(ops::gated_feed_forward(x, &self.post_norm, config.rms_norm_eps, matrices)?);
-        }
-        let mut project = |which: usize, x: &Tensor| self.projections[which].forward(x, dropout.as_deref_mut());
-        let normed = ops::rms_norm(x, &self.post_norm, config.rms_norm_eps)?;
-        let hidden = ops::swiglu(&project(GATE, &normed)?, &project(UP, &normed)?)?;
-        Ok((x + project(DOWN, &hidden)?)?)
-    }
-
-    /// Gate, up and down where nothing of them or of their norm is trained.
-    fn fixed_feed_forward(&self) -> Option<[&Matrix; 3]> {
-        let matrix = |which: usize| match &self.projections[which] {
-            Adapted { base: Projection::Frozen(matrix), adapter: None } => Some(matrix),
-            _ => None,
-        };
-        if self.post_norm.track_op() { None } else { Some([matrix(GATE)?, matrix(UP)?, matrix(DOWN)?]) }
-    }
-
-    fn forward_cached(
-        &self,
-        x: &Tensor,
-        config: &LlamaConfig,
-        (cos, sin): (&Tensor, &Tensor),
-        cache: &mut KvCache,
-        index: usize,
-    ) -> Result<Tensor> {
-        let project = |cache: &KvCache, which: usize, x: &Tensor| self.projections[which].forward_detached(x, cache.factor(index, which));
-        let normed = ops::rms_norm(x, &self.input_norm.detach(), config.rms_norm_eps)?;
-        let q = ops::rope(&split(&project(cache, Q, &normed)?, config.num_attention_heads)?, cos, sin)?;
-        let k = ops::rope(&split(&project(cache, K, &normed)?, config.kv_heads())?, cos, sin)?;
-        let v = split(&project(cache, V, &normed)?, config.kv_heads())?;
-        let scale = 1.0 / (config.head_width() as f64).sqrt();
-        let mixed = join(&cache.attend(index, &q, &k, &v, scale)?)?;
-        let x = (x + project(cache, O, &mixed)?)?;
-        let normed = ops::rms_norm(&x, &self.post_norm.detach(), config.rms_norm_eps)?;
-        let hidden = ops::swiglu(&project(cache, GATE, &normed)?, &project(cache, UP, &normed)?)?;
-        Ok((&x + project(cache, DOWN, &hidden)?)?.detach())
-    }
-}
-
-/// (B, L, H D) -> (B, H, L, D).
-fn split(x: &Tensor, heads: usize) -> Result<Tensor> {
-    let (b, l, width) = x.dims3()?;
-    Ok(x.reshape((b, l, heads, width / heads))?.transpose(1, 2)?.contiguous()?)
-}
-
-/// (B, H, L, D) -> (B, L, H D).
-fn join(x: &Tensor) -> Result<Tensor> {
-    let (b, h, l, d) = x.dims4()?;
-    Ok(x.transpose(1, 2)?.contiguous()?.reshape((b, l, h * d))?)
 }
 
 /// The last position of each sequence. hidden: (B, L, D) -> (B, D).
