@@ -18,10 +18,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp2, Error, Layout, Result, Shape, Storage, Tensor, Var, bail};
 
+use crate::kept::Kept;
+
 /// `block(inputs, rng)` with nothing of its inside kept: the backward pass runs it once more. Inputs and output of any shape.
 ///
 /// Gradients go to the inputs and to every variable that the block uses. The block must give the same whenever it gets the same inputs and
-/// the same state of `rng`, which is left where the first run leaves it.
+/// the same state of `rng`, which is left where the first run leaves it. Inside, products with a frozen [`crate::Matrix`] that multiplies in
+/// bf16 are rounded to it, as [`checkpoint_keeping_products`] keeps them: both give the same values and gradients to the bit.
 pub fn checkpoint<R, E, F>(inputs: &[&Tensor], rng: Option<&mut R>, block: F) -> std::result::Result<Tensor, E>
 where
     R: Clone + Send + Sync + 'static,
@@ -29,8 +32,33 @@ where
     F: Fn(&[Tensor], Option<&mut R>) -> std::result::Result<Tensor, E> + Send + Sync + 'static,
 {
     let start = rng.as_deref().cloned();
-    let detached: Vec<Tensor> = inputs.iter().map(|input| input.detach()).collect();
-    let y = block(&detached, rng)?;
+    let (y, kept) = Kept::nothing(|| block(&detached(inputs), rng));
+    attach(inputs, y?, kept, move |leaves| block(leaves, start.clone().as_mut()).map_err(Error::wrap))
+}
+
+/// As [`checkpoint`], but what products with a frozen [`crate::Matrix`] and attention give is kept, in bf16 where the matrix multiplies so:
+/// the second run computes only what is cheap.
+pub fn checkpoint_keeping_products<R, E, F>(inputs: &[&Tensor], rng: Option<&mut R>, block: F) -> std::result::Result<Tensor, E>
+where
+    R: Clone + Send + Sync + 'static,
+    E: From<Error> + Display + Send + Sync + 'static,
+    F: Fn(&[Tensor], Option<&mut R>) -> std::result::Result<Tensor, E> + Send + Sync + 'static,
+{
+    let start = rng.as_deref().cloned();
+    let (y, kept) = Kept::fill(|| block(&detached(inputs), rng));
+    attach(inputs, y?, kept, move |leaves| block(leaves, start.clone().as_mut()).map_err(Error::wrap))
+}
+
+fn detached(inputs: &[&Tensor]) -> Vec<Tensor> {
+    inputs.iter().map(|input| input.detach()).collect()
+}
+
+/// Puts the block, whose first run gave `y`, into the graph.
+fn attach<E, F>(inputs: &[&Tensor], y: Tensor, kept: Kept, block: F) -> std::result::Result<Tensor, E>
+where
+    E: From<Error>,
+    F: Fn(&[Tensor]) -> Result<Tensor> + Send + Sync + 'static,
+{
     // nothing but variables starts a graph here, so that every one that the block uses is among its nodes
     let weights = y.sorted_nodes().into_iter().filter(|node| node.is_variable()).cloned();
     let inputs: Vec<Tensor> = inputs.iter().map(|input| (*input).clone()).collect();
@@ -40,8 +68,7 @@ where
     }
     let gradients = Gradients::default();
     let string = tie(&tied, &gradients)?;
-    let block = move |leaves: &[Tensor]| block(leaves, start.clone().as_mut()).map_err(Error::wrap);
-    Ok(string.apply_op1(Block { y: Mutex::new(Some(y.detach())), inputs, tied, block, gradients })?)
+    Ok(string.apply_op1(Block { y: Mutex::new(Some(y.detach())), inputs, tied, kept, block, gradients })?)
 }
 
 /// The gradients of the tensors on a string, in their order, between the block's backward pass and the knots'.
@@ -128,6 +155,7 @@ struct Block<F> {
     inputs: Vec<Tensor>,
     /// The inputs that take gradients, then the variables.
     tied: Vec<Tensor>,
+    kept: Kept,
     block: F,
     gradients: Gradients,
 }
@@ -141,7 +169,7 @@ impl<F: Fn(&[Tensor]) -> Result<Tensor>> Block<F> {
     fn backward(&self, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let leaf = |input: &Tensor| if input.track_op() { Ok(Var::from_tensor(&input.detach())?.into_inner()) } else { Ok(input.clone()) };
         let leaves: Vec<Tensor> = self.inputs.iter().map(leaf).collect::<Result<_>>()?;
-        let y = (self.block)(&leaves)?;
+        let y = self.kept.replay(|| (self.block)(&leaves))?;
         let mut store = y.apply_op1(Upstream(grad.clone()))?.backward()?;
         let tracked: Vec<&Tensor> = leaves.iter().filter(|leaf| leaf.is_variable()).collect();
         let weights = &self.tied[tracked.len()..];

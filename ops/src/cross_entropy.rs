@@ -4,11 +4,11 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::cpu::{Values, for_pieces, fused, rows_a_piece, values};
-use crate::simd::{exp, largest, sum_of, vectorised};
+use crate::simd::{exp, exp_and_sum, largest, sum_of, vectorised};
 use crate::{Matrix, composed};
 
-/// Logits of a chunk in [`linear_cross_entropy`]: 16 MB.
-const CHUNK: usize = 4 << 20;
+/// Logits of a chunk in [`linear_cross_entropy`]: 28 MB, which the allocator keeps for the next (see [`crate::reuse_freed_memory`]).
+const CHUNK: usize = 7 << 20;
 
 /// Weighted sum of -log softmax(logits)\[target\]. logits: (N, V), targets: (N) u32, weights: (N) f32, 0 ignores a row -> scalar.
 ///
@@ -30,31 +30,41 @@ pub fn linear_cross_entropy(hidden: &Tensor, head: &Matrix, targets: &Tensor, we
         Some(head) => crate::cuda::linear_cross_entropy(hidden, head, targets, weights),
         None => Ok(None),
     });
-    if !fused(&[hidden, weights]) {
+    if !fused(&[hidden, weights]) || !head.device().is_cpu() {
         return composed::cross_entropy(&head.forward(hidden)?, targets, &weights.detach());
     }
     let (n, width) = hidden.dims2()?;
-    let vocabulary = head.size().0;
+    let (vocabulary, inputs) = head.size();
+    if width != inputs {
+        bail!("cross-entropy: rows of {width} values, a head of {inputs}");
+    }
     let labels = Labels::read(targets, weights, n, vocabulary)?;
     let counted: Vec<usize> = (0..n).filter(|&row| labels.weights[row] != 0.0).collect();
     let source = hidden.detach().contiguous()?;
+    let source = Values::of(&source)?;
     let mut loss = 0.0;
     let mut gradient = hidden.track_op().then(|| vec![0.0; n * width]);
-    for rows in counted.chunks((CHUNK / vocabulary.max(1)).clamp(1, 1024)) {
+    for rows in even_chunks(&counted, (CHUNK / vocabulary.max(1)).clamp(1, 1024)) {
         let labels = labels.only(rows);
-        let index = Tensor::from_vec(rows.iter().map(|&row| row as u32).collect(), rows.len(), source.device())?;
-        let logits = head.forward(&source.index_select(&index, 0)?)?;
-        let logits_values = Values::of(&logits)?;
-        loss += labels.loss(&logits_values);
-        if let Some(gradient) = &mut gradient {
-            let dlogits = Tensor::from_vec(labels.gradient(&logits_values, 1.0), logits.shape(), logits.device())?;
-            let dhidden = head.backward(&dlogits)?;
-            for (&row, dhidden) in rows.iter().zip(Values::of(&dhidden)?.chunks_exact(width)) {
-                gradient[row * width..][..width].copy_from_slice(dhidden);
-            }
+        let mut hidden = Vec::with_capacity(rows.len() * width);
+        rows.iter().for_each(|&row| hidden.extend_from_slice(&source[row * width..][..width]));
+        let mut logits = head.multiply(&hidden, true);
+        let Some(gradient) = &mut gradient else {
+            loss += labels.loss(&logits);
+            continue;
+        };
+        loss += labels.loss_and_gradient(&mut logits);
+        for (&row, dhidden) in rows.iter().zip(head.multiply(&logits, false).chunks_exact(width)) {
+            gradient[row * width..][..width].copy_from_slice(dhidden);
         }
     }
     scalar_with_gradient(hidden, loss, gradient)
+}
+
+/// The rows in as few chunks of at most `limit` as there can be, of one size but the last: none is left with a handful.
+fn even_chunks(rows: &[usize], limit: usize) -> impl Iterator<Item = &[usize]> {
+    let chunks = rows.len().div_ceil(limit).max(1);
+    rows.chunks(rows.len().div_ceil(chunks).max(1))
 }
 
 fn scalar_with_gradient(hidden: &Tensor, loss: f64, gradient: Option<Vec<f32>>) -> Result<Tensor> {
@@ -91,6 +101,17 @@ vectorised! {
     }
 }
 
+vectorised! {
+    /// Makes `scale * softmax(row)` of a row; its largest value and the sum of e^(x - largest).
+    fn scale_softmax(row: &mut [f32], scale: f32) -> (f32, f32) {
+        let shift = largest(row);
+        let sum = exp_and_sum(row, shift);
+        let scale = scale / sum;
+        row.iter_mut().for_each(|x| *x *= scale);
+        (shift, sum)
+    }
+}
+
 impl Labels {
     fn read(targets: &Tensor, weights: &Tensor, rows: usize, vocabulary: usize) -> Result<Self> {
         let (targets, weights) = (targets.to_vec1::<u32>()?, weights.to_vec1::<f32>()?);
@@ -119,6 +140,19 @@ impl Labels {
             f64::from(self.weights[row]) * (f64::from(sum).ln() + f64::from(shift) - f64::from(own))
         };
         let losses: Vec<f64> = logits.par_chunks_exact(self.vocabulary).enumerate().map(row_loss).collect();
+        losses.iter().sum()
+    }
+
+    /// As [`Self::loss`]; makes (softmax - one-hot) * weight of the logits, none of which may have weight 0.
+    fn loss_and_gradient(&self, logits: &mut [f32]) -> f64 {
+        let row_loss = |(row, logits): (usize, &mut [f32])| {
+            let (weight, target) = (self.weights[row], self.targets[row] as usize);
+            let own = logits[target];
+            let (shift, sum) = scale_softmax(logits, weight);
+            logits[target] -= weight;
+            f64::from(weight) * (f64::from(sum).ln() + f64::from(shift) - f64::from(own))
+        };
+        let losses: Vec<f64> = logits.par_chunks_exact_mut(self.vocabulary).enumerate().map(row_loss).collect();
         losses.iter().sum()
     }
 

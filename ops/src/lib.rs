@@ -24,8 +24,10 @@ mod cross_entropy;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod dropout;
+mod feed_forward;
 mod few;
 mod gemm;
+mod kept;
 mod linear;
 mod matrix;
 mod memory;
@@ -39,10 +41,11 @@ mod softmax;
 
 pub use activation::{geglu, geglu_halves, gelu, swiglu};
 pub use attention::{Attention, attend_one, attention, attention_with_weights};
-pub use checkpoint::checkpoint;
+pub use checkpoint::{checkpoint, checkpoint_keeping_products};
 pub use conv3d::{ConvPadding, depthwise_conv3d};
 pub use cross_entropy::{cross_entropy, linear_cross_entropy};
 pub use dropout::dropout;
+pub use feed_forward::gated_feed_forward;
 pub use few::FEW_ROWS;
 pub use gemm::Precision;
 pub use linear::{frozen_linear, linear, linear_residual};

@@ -27,6 +27,22 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     x.contiguous()?.apply_op2(&weight.contiguous()?, Norm { centred: false, eps: eps as f32 })
 }
 
+/// [`rms_norm`] of rows as long as `weight`.
+pub(crate) fn rms_rows(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
+    let (norm, piece) = (Norm { centred: false, eps }, rows_a_piece(weight.len()) * weight.len());
+    let mut y = vec![0.0; x.len()];
+    for_pieces(&mut y, piece, |i, y| norm_rows(norm, &x[i * piece..], weight, &[], y));
+    y
+}
+
+/// The gradient of [`rms_rows`] to its input.
+pub(crate) fn rms_gradient(x: &[f32], weight: &[f32], grad: &[f32], eps: f32) -> Vec<f32> {
+    let (norm, piece) = (Norm { centred: false, eps }, rows_a_piece(weight.len()) * weight.len());
+    let mut dx = vec![0.0; x.len()];
+    for_pieces(&mut dx, piece, |i, dx| norm_gradients(norm, &x[i * piece..], weight, &grad[i * piece..], dx, &mut []));
+    dx
+}
+
 /// x / max(|x|, eps) over the last axis, as `torch.nn.functional.normalize`. x: (..., C) -> (..., C).
 pub fn l2_normalize(x: &Tensor, eps: f64) -> Result<Tensor> {
     if fused(&[x]) && x.rank() > 0 { x.contiguous()?.apply_op1(UnitLength { eps: eps as f32 }) } else { composed::l2_normalize(x, eps) }

@@ -1,5 +1,6 @@
 //! Small matrix products on padded rows, for use inside one core's piece of work.
 
+use crate::gemm;
 use crate::simd::vectorised;
 
 /// Columns of a register tile; widths are padded to a multiple of it.
@@ -11,7 +12,7 @@ pub fn padded(n: usize) -> usize {
     n.next_multiple_of(TILE)
 }
 
-/// The left factor: (m, k) with value (i, p) at `i * row + p * column`.
+/// The left factor: (m, k) with value (i, p) at `i * row + p * column`, one of which is 1.
 #[derive(Clone, Copy)]
 pub struct Left<'a> {
     pub values: &'a [f32],
@@ -20,9 +21,17 @@ pub struct Left<'a> {
     pub size: (usize, usize),
 }
 
+/// out (m, n) += left (m, k) * right (k, n); rows of both lie `stride` apart, n is a multiple of [`TILE`].
+pub fn add_product(out: &mut [f32], left: Left, right: &[f32], n: usize, stride: usize) {
+    let (m, k) = left.size;
+    let factor = gemm::Left { values: left.values, row: left.row, column: left.column };
+    if k > 0 && !gemm::add_small_product((m, k, n), factor, right, stride, out) {
+        add_product_plain(out, left, right, n, stride);
+    }
+}
+
 vectorised! {
-    /// out (m, n) += left (m, k) * right (k, n); rows of both lie `stride` apart, n is a multiple of [`TILE`].
-    pub fn add_product(out: &mut [f32], left: Left, right: &[f32], n: usize, stride: usize) {
+    fn add_product_plain(out: &mut [f32], left: Left, right: &[f32], n: usize, stride: usize) {
         let (m, k) = left.size;
         let mut panel = vec![[0.0f32; ROWS]; k];
         for start in (0..m).step_by(ROWS) {
@@ -60,16 +69,18 @@ mod tests {
 
     #[test]
     fn product_adds_the_sum_of_products_for_both_orders_of_the_left_factor() {
-        for (m, k, n) in [(1, 1, 16), (4, 3, 16), (7, 5, 32), (13, 9, 48)] {
+        for (m, k, n) in [(1, 1, 16), (4, 3, 16), (7, 5, 32), (13, 9, 48), (33, 70, 16), (20, 40, 80)] {
             let a: Vec<f32> = (0..m * k).map(|i| (i % 7) as f32 - 3.0).collect();
             let b: Vec<f32> = (0..k * n).map(|i| (i % 5) as f32 - 2.0).collect();
             let value = |i: usize, j: usize| 1.0 + (0..k).map(|p| a[i * k + p] * b[p * n + j]).sum::<f32>();
             let expected: Vec<f32> = (0..m * n).map(|at| value(at / n, at % n)).collect();
             let turned: Vec<f32> = (0..k * m).map(|at| a[at % m * k + at / m]).collect();
             for left in [Left { values: &a, row: k, column: 1, size: (m, k) }, Left { values: &turned, row: 1, column: m, size: (m, k) }] {
-                let mut out = vec![1.0; m * n];
-                add_product(&mut out, left, &b, n, n);
-                assert_eq!(out, expected);
+                for product in [add_product, add_product_plain] {
+                    let mut out = vec![1.0; m * n];
+                    product(&mut out, left, &b, n, n);
+                    assert_eq!(out, expected);
+                }
             }
         }
     }

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::Attention;
 use super::kernel::{Gradients, Problem, Rows};
 use crate::cpu::{Values, sum_partials, values};
+use crate::kept;
 
 /// Partial sums of the bias's gradient: at least this many tasks, if the batch allows.
 const TASKS: usize = 16;
@@ -169,7 +170,7 @@ impl CustomOp3 for Fused {
         v: &CpuStorage,
         vl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let out = self.forward(Heads::new(q, ql)?, Heads::new(k, kl)?, Heads::new(v, vl)?)?;
+        let out = kept::values(|| self.forward(Heads::new(q, ql)?, Heads::new(k, kl)?, Heads::new(v, vl)?))?;
         Ok((CpuStorage::F32(out), ql.shape().clone()))
     }
 

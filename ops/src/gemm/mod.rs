@@ -10,12 +10,16 @@ mod tile;
 use rayon::prelude::*;
 
 use crate::matrix::{Format, words};
-use pack::{LANES, Words, as_words};
+use pack::{LANES, Words, as_words, interleave_bits};
 pub use tile::Level;
-use tile::{Place, WIDTH, multiply};
+use tile::{Place, Strip, WIDTH, multiply};
 
 /// Bytes of a strip's block on the inner axis for each of its columns: with f32 256 values, with pairs 512.
 const DEPTH: usize = 256;
+
+/// Strips that are packed together where the inner axis runs from row to row: 512 bytes of each row of bf16, since a strip's own 64 would
+/// cost a page's look-up and a cache line's way to memory each. Together they stay in the second-level cache.
+const GROUP: usize = 8;
 
 /// Products below this are not worth a second core.
 const PARALLEL_FROM: usize = 1 << 18;
@@ -96,16 +100,46 @@ fn run(level: Level, (m, k, n): Size, (left, right): (Left, Right), (precision, 
     assert!(out.len() == m * n);
     let words = Words { pairs: precision == Precision::Bf16 && level == Level::Avx512Bf16, level };
     let packed = PackedLeft::new(left, (m, k), words);
-    let strips = n.div_ceil(WIDTH);
     let (out, task) = (Out(out.as_mut_ptr()), Task { size: (m, k, n), right, words, packed: &packed, before });
+    let strips = n.div_ceil(WIDTH);
+    let threads = rayon::current_num_threads();
+    let group = if right.turned { 1 } else { (strips / (4 * threads)).clamp(1, GROUP) };
+    let groups = strips.div_ceil(group);
     if m * k * n < PARALLEL_FROM {
         let mut scratch = Scratch::default();
-        (0..strips).for_each(|strip| task.strip(strip, &mut scratch, &out));
+        (0..groups).for_each(|index| task.group(index * group, group, &mut scratch, &out));
     } else {
         // long runs of strips: neighbouring columns of a turned factor lie on the same pages
-        let run = strips.div_ceil(8 * rayon::current_num_threads()).max(1);
-        (0..strips).into_par_iter().with_min_len(run).for_each_init(Scratch::default, |scratch, strip| task.strip(strip, scratch, &out));
+        let run = if right.turned { strips.div_ceil(8 * threads).max(1) } else { 1 };
+        let work = |scratch: &mut Scratch, index| task.group(index * group, group, scratch, &out);
+        (0..groups).into_par_iter().with_min_len(run).for_each_init(Scratch::default, work);
     }
+}
+
+/// out (m, n) += left (m, k) * right (k, n) on one core, with the right factor read where it lies: rows of both lie `stride` apart. For what
+/// fits the second-level cache; false where the processor has no such tiles.
+pub fn add_small_product((m, k, n): (usize, usize, usize), left: Left, right: &[f32], stride: usize, out: &mut [f32]) -> bool {
+    let level = Level::best();
+    if level == Level::Plain {
+        return false;
+    }
+    assert!(m * n == 0 || (n <= stride && out.len() >= (m - 1) * stride + n), "the product lies in the output");
+    let words = Words { pairs: false, level };
+    let mut panel = vec![0; level.rows().min(m) * k];
+    for row in (0..m).step_by(level.rows()) {
+        let rows = level.rows().min(m - row);
+        let panel = &mut panel[..rows * k];
+        pack_tile(left, row, (0, k), words, panel);
+        for first in (0..n).step_by(WIDTH) {
+            let strip = Strip { words: &as_words(right)[first..], stride };
+            // SAFETY: row and column lie inside (m, n), which lies in the output.
+            unsafe {
+                let start = out.as_mut_ptr().add(row * stride + first);
+                multiply(level, false, panel, strip, k, Place { start, stride, rows, columns: WIDTH.min(n - first), add: true });
+            }
+        }
+    }
+    true
 }
 
 /// The output, of which each strip's task writes columns of its own.
@@ -182,7 +216,7 @@ fn pack_tile(left: Left, first: usize, (start, count): (usize, usize), words: Wo
 
 #[derive(Default)]
 struct Scratch {
-    strip: Vec<u32>,
+    strips: Vec<u32>,
     lanes: Vec<u32>,
     values: Vec<f32>,
 }
@@ -196,41 +230,45 @@ struct Task<'a> {
 }
 
 impl Task<'_> {
-    /// Multiplies one strip of [`WIDTH`] columns.
-    fn strip(&self, strip: usize, scratch: &mut Scratch, out: &Out) {
-        let ((m, k, n), first) = (self.size, strip * WIDTH);
-        let columns = WIDTH.min(n - first);
-        for (block, (start, count)) in blocks(k, self.words).enumerate() {
-            let length = self.words.of(count);
+    /// Multiplies `count` strips of [`WIDTH`] columns from strip `first` on, or as many as there are.
+    fn group(&self, first: usize, count: usize, scratch: &mut Scratch, out: &Out) {
+        let ((m, k, n), first) = (self.size, first * WIDTH);
+        let columns = (count * WIDTH).min(n - first);
+        for (block, span) in blocks(k, self.words).enumerate() {
+            let length = self.words.of(span.1);
+            scratch.strips.resize(columns.div_ceil(WIDTH) * length * WIDTH, 0);
             if self.right.turned {
-                self.pack_turned((first, columns), (start, count), scratch);
+                self.pack_turned((first, columns), span, scratch);
             } else {
-                self.pack_straight((first, columns), (start, count), scratch);
+                self.pack_straight((first, columns), span, scratch);
             }
-            for row in (0..m).step_by(self.packed.tile) {
-                let rows = self.packed.tile.min(m - row);
-                // SAFETY: row and column lie inside (m, n), and the columns are this task's.
-                unsafe {
-                    let place = Place {
-                        start: out.0.add(row * n + first),
-                        stride: n,
-                        rows,
-                        columns,
-                        add: block > 0 || self.before == Before::Kept,
-                    };
-                    multiply(self.words.level, self.words.pairs, self.packed.tile(block, row), &scratch.strip, length, place);
+            for (index, words) in scratch.strips.chunks_exact(length * WIDTH).enumerate() {
+                let (first, columns) = (first + index * WIDTH, WIDTH.min(columns - index * WIDTH));
+                let strip = Strip { words, stride: WIDTH };
+                for row in (0..m).step_by(self.packed.tile) {
+                    let rows = self.packed.tile.min(m - row);
+                    // SAFETY: row and column lie inside (m, n), and the columns are this task's.
+                    unsafe {
+                        let place = Place {
+                            start: out.0.add(row * n + first),
+                            stride: n,
+                            rows,
+                            columns,
+                            add: block > 0 || self.before == Before::Kept,
+                        };
+                        multiply(self.words.level, self.words.pairs, self.packed.tile(block, row), strip, length, place);
+                    }
                 }
             }
         }
     }
 
-    /// The strip's columns are rows of the matrix, and the inner axis runs along them.
+    /// The strips' columns are rows of the matrix, and the inner axis runs along them.
     fn pack_turned(&self, (first, columns): (usize, usize), (start, count): (usize, usize), scratch: &mut Scratch) {
         let length = self.words.of(count);
-        scratch.strip.resize(length * WIDTH, 0);
         scratch.lanes.resize(LANES * length, 0);
         scratch.values.resize(2 * DEPTH, 0.0);
-        for group in (0..WIDTH).step_by(LANES) {
+        for (group, strip) in (0..columns.next_multiple_of(WIDTH)).step_by(LANES).map(|group| (group, group / WIDTH)) {
             for (lane, words) in scratch.lanes.chunks_exact_mut(length).enumerate() {
                 if group + lane >= columns {
                     words.fill(0);
@@ -238,7 +276,8 @@ impl Task<'_> {
                     self.read_along(self.right.row(first + group + lane), start, &mut scratch.values[..count], words);
                 }
             }
-            self.words.turn(&scratch.lanes, length, (LANES, length), WIDTH, &mut scratch.strip[group..]);
+            let place = strip * length * WIDTH + group % WIDTH;
+            self.words.turn(&scratch.lanes, length, (LANES, length), WIDTH, &mut scratch.strips[place..]);
         }
     }
 
@@ -255,37 +294,42 @@ impl Task<'_> {
         }
     }
 
-    /// The strip's rows are parts of the matrix's rows, and the inner axis runs from row to row.
+    /// The strips' rows are parts of the matrix's rows, and the inner axis runs from row to row.
     fn pack_straight(&self, (first, columns): (usize, usize), (start, count): (usize, usize), scratch: &mut Scratch) {
-        scratch.strip.resize(self.words.of(count) * WIDTH, 0);
-        scratch.values.resize(2 * WIDTH, 0.0);
-        let strip = scratch.strip.chunks_exact_mut(WIDTH);
-        if self.right.format == Format::F32 && !self.words.pairs {
-            for (p, word) in (start..start + count).zip(strip) {
-                words::<u32>(self.right.row(p), first, columns, |values| match <&[u32; WIDTH]>::try_from(values) {
-                    // of a known length: a few moves in place of a call
-                    Ok(values) => word.copy_from_slice(values),
-                    Err(_) => {
-                        word[..columns].copy_from_slice(values);
-                        word[columns..].fill(0);
-                    }
-                });
+        let (length, step) = (self.words.of(count), if self.words.pairs { 2 } else { 1 });
+        let width = columns.next_multiple_of(WIDTH);
+        scratch.lanes.resize(width, 0);
+        scratch.values.resize(2 * width, 0.0);
+        let Scratch { strips, lanes, values } = scratch;
+        // what the last strip has too many stays zero
+        lanes.fill(0);
+        values.fill(0.0);
+        for (word, p) in (start..start + count).step_by(step).enumerate() {
+            let second = (p + 1 < start + count).then_some(p + 1);
+            self.read_across((first, columns), (p, second), values, lanes);
+            for (strip, lanes) in lanes.chunks_exact(WIDTH).enumerate() {
+                strips[(strip * length + word) * WIDTH..][..WIDTH].copy_from_slice(lanes);
             }
-            return;
         }
-        let step = if self.words.pairs { 2 } else { 1 };
-        let (one, two) = scratch.values.split_at_mut(WIDTH);
-        for (p, word) in (start..start + count).step_by(step).zip(strip) {
-            self.right.format.read(self.right.row(p), first, &mut one[..columns]);
-            if self.words.pairs {
-                match p + 1 < start + count {
-                    true => self.right.format.read(self.right.row(p + 1), first, &mut two[..columns]),
-                    false => two.fill(0.0),
-                }
+    }
+
+    /// Writes a word of each of the columns: row `p`, and in a pair its neighbour, if there is one.
+    fn read_across(&self, (first, columns): (usize, usize), (p, second): (usize, Option<usize>), values: &mut [f32], out: &mut [u32]) {
+        let row = |p| self.right.row(p);
+        match (self.right.format, self.words.pairs, second) {
+            (Format::F32, false, _) => words::<u32>(row(p), first, columns, |values| out[..columns].copy_from_slice(values)),
+            (Format::Bf16, true, Some(second)) => {
+                words::<u16>(row(p), first, columns, |one| words::<u16>(row(second), first, columns, |two| interleave_bits(one, two, out)));
             }
-            one[columns..].fill(0.0);
-            two[columns..].fill(0.0);
-            self.words.across(one, two, word);
+            (format, pairs, second) => {
+                let (one, two) = values.split_at_mut(out.len());
+                format.read(row(p), first, &mut one[..columns]);
+                match second.filter(|_| pairs) {
+                    Some(second) => format.read(row(second), first, &mut two[..columns]),
+                    None => two.fill(0.0),
+                }
+                self.words.across(one, two, out);
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::tile::Level;
+use crate::simd::vectorised;
 
 /// Lanes that are turned at once.
 pub const LANES: usize = 16;
@@ -77,6 +78,15 @@ impl Words {
 pub fn as_words(values: &[f32]) -> &[u32] {
     // SAFETY: both have four bytes and one alignment, and any bits are a value.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), values.len()) }
+}
+
+vectorised! {
+    /// A pair of each bf16 of `first` and its neighbour in `second`.
+    pub fn interleave_bits(first: &[u16], second: &[u16], words: &mut [u32]) {
+        for (word, (&a, &b)) in words.iter_mut().zip(first.iter().zip(second)) {
+            *word = u32::from(a) | u32::from(b) << 16;
+        }
+    }
 }
 
 fn pair_of(a: f32, b: f32) -> u32 {

@@ -1,7 +1,7 @@
 //! The innermost loops: a register tile of the output, R rows by [`WIDTH`] columns, over one block of the inner axis.
 //!
 //! Both factors are packed in words of 32 bits: one f32, or two bf16 that lie next to each other on the inner axis. Word p of row r of the
-//! left factor lies at `p * R + r`, of column c of the right one at `p * WIDTH + c`.
+//! left factor lies at `p * R + r`, of column c of the right one at `p * stride + c`, where a packed strip's stride is [`WIDTH`].
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
@@ -51,21 +51,29 @@ pub struct Place {
     pub add: bool,
 }
 
+/// The right factor: word p of its first column lies at `p * stride`.
+#[derive(Clone, Copy)]
+pub struct Strip<'a> {
+    pub words: &'a [u32],
+    pub stride: usize,
+}
+
 /// Writes the product of the packed factors, `words` words long, to `place`; its rows are at most [`Level::rows`].
 ///
 /// # Safety
 /// The place's rows and columns must lie in memory that nothing else uses meanwhile. `pairs`: whether words are pairs of bf16, which needs
 /// [`Level::Avx512Bf16`].
-pub unsafe fn multiply(level: Level, pairs: bool, left: &[u32], right: &[u32], words: usize, place: Place) {
-    assert!(left.len() >= words * place.rows && right.len() >= words * WIDTH && place.rows <= level.rows() && place.columns <= WIDTH);
+pub unsafe fn multiply(level: Level, pairs: bool, left: &[u32], right: Strip, words: usize, place: Place) {
+    assert!(place.rows <= level.rows() && place.columns <= WIDTH && left.len() >= words * place.rows);
+    assert!(words == 0 || right.words.len() >= (words - 1) * right.stride + place.columns);
     #[cfg(target_arch = "x86_64")]
     if level != Level::Plain {
         macro_rules! rows {
             ($($rows:literal)*) => {
                 match (place.rows, pairs) {
                     // SAFETY: the processor has the level's features; the lengths are checked above, the place by the caller.
-                    $(($rows, true) => unsafe { tile_bf16::<$rows>(left.as_ptr(), right.as_ptr(), words, place) },
-                    ($rows, false) => unsafe { tile_f32::<$rows>(left.as_ptr(), right.as_ptr(), words, place) },)*
+                    $(($rows, true) => unsafe { tile_bf16::<$rows>(left.as_ptr(), right, words, place) },
+                    ($rows, false) => unsafe { tile_f32::<$rows>(left.as_ptr(), right, words, place) },)*
                     _ => unreachable!("a tile has 1 to 14 rows"),
                 }
             };
@@ -75,7 +83,8 @@ pub unsafe fn multiply(level: Level, pairs: bool, left: &[u32], right: &[u32], w
     }
     assert!(!pairs, "pairs of bf16 need a processor that multiplies them");
     let mut sums = [[0.0; WIDTH]; 4];
-    tile_plain(left, right, words, place.rows, &mut sums);
+    assert!(right.stride == WIDTH, "plain tiles take packed strips");
+    tile_plain(left, right.words, words, place.rows, &mut sums);
     for (row, sums) in sums.iter().enumerate().take(place.rows) {
         // SAFETY: the caller's promise on the place.
         let out = unsafe { std::slice::from_raw_parts_mut(place.start.add(row * place.stride), place.columns) };
@@ -106,30 +115,38 @@ vectorised! {
     }
 }
 
+/// Lanes of a tile's half that are among `columns`.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn mask(columns: usize, half: usize) -> u16 {
+    ((1u32 << columns.saturating_sub(half * 16).min(16)) - 1) as u16
+}
+
 #[cfg(target_arch = "x86_64")]
 macro_rules! tile {
     ($name:ident, $features:literal, $fma:expr) => {
         #[target_feature(enable = $features)]
-        unsafe fn $name<const R: usize>(left: *const u32, right: *const u32, words: usize, place: Place) {
+        unsafe fn $name<const R: usize>(left: *const u32, right: Strip, words: usize, place: Place) {
             let mut sums = [[_mm512_setzero_ps(); 2]; R];
-            let (mut a, mut b) = (left, right);
+            let masks = (mask(place.columns, 0), mask(place.columns, 1));
+            let (mut a, mut b) = (left, right.words.as_ptr());
             for _ in 0..words {
-                // SAFETY: `multiply` has checked the lengths.
+                // SAFETY: `multiply` has checked the lengths; loads are masked to the columns.
                 unsafe {
-                    let columns = [_mm512_loadu_si512(b.cast()), _mm512_loadu_si512(b.add(16).cast())];
+                    let columns =
+                        [_mm512_maskz_loadu_epi32(masks.0, b.cast()), _mm512_maskz_loadu_epi32(masks.1, b.wrapping_add(16).cast())];
                     for r in 0..R {
                         let row = _mm512_set1_epi32(*a.add(r) as i32);
                         sums[r][0] = $fma(sums[r][0], row, columns[0]);
                         sums[r][1] = $fma(sums[r][1], row, columns[1]);
                     }
                     a = a.add(R);
-                    b = b.add(WIDTH);
+                    b = b.wrapping_add(right.stride);
                 }
             }
             for (r, sums) in sums.iter().enumerate() {
                 for (half, &sum) in sums.iter().enumerate() {
-                    let columns = place.columns.saturating_sub(half * 16).min(16);
-                    let mask = ((1u32 << columns) - 1) as u16;
+                    let mask = mask(place.columns, half);
                     // SAFETY: masked to the place's columns, which the caller has promised.
                     unsafe {
                         let out = place.start.add(r * place.stride).wrapping_add(half * 16);

@@ -150,7 +150,8 @@ fn q4_k_scale(block: &[u8], j: usize) -> (u8, u8) {
 }
 
 vectorised! {
-    fn widen(values: &[u16], out: &mut [f32]) {
+    /// f32 of bf16's bits.
+    pub(crate) fn widen(values: &[u16], out: &mut [f32]) {
         for (out, &x) in out.iter_mut().zip(values) {
             *out = f32::from_bits(u32::from(x) << 16);
         }

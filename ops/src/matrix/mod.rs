@@ -10,12 +10,13 @@ use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, S
 use rayon::prelude::*;
 
 pub use format::Format;
-pub(crate) use format::{SPAN, half_at, words};
+pub(crate) use format::{SPAN, half_at, widen, words};
 
 use crate::cpu::{Values, values};
 use crate::few::rows_times;
 use crate::frozen_linear;
 use crate::gemm::{Precision, Right};
+use crate::kept;
 use crate::linear::output_shape;
 
 /// Bytes that outlive whoever asked for them: a mapped file, say.
@@ -102,6 +103,11 @@ impl Matrix {
     pub fn with_precision(mut self, precision: Precision) -> Self {
         self.precision = precision;
         self
+    }
+
+    /// How exact its products are.
+    pub(crate) fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// (out, in).
@@ -201,8 +207,9 @@ impl Matrix {
         }
     }
 
-    fn multiply(&self, x: &[f32], turned: bool) -> Vec<f32> {
-        let Rows::Host { bytes, range, order } = &self.rows else { unreachable!("both callers have looked") };
+    /// x W^T (turned), or x W, of a matrix on the CPU.
+    pub(crate) fn multiply(&self, x: &[f32], turned: bool) -> Vec<f32> {
+        let Rows::Host { bytes, range, order } = &self.rows else { unreachable!("the callers have looked") };
         let (outputs, inputs) = self.size;
         let (k, n) = if turned { (inputs, outputs) } else { (outputs, inputs) };
         rows_times(x, self.right(bytes, range, order, turned), (k, n), self.precision)
@@ -222,7 +229,8 @@ impl CustomOp1 for MatrixLinear {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let shape = output_shape(layout.shape(), self.0.size)?;
-        Ok((CpuStorage::F32(self.0.multiply(values(x, layout)?, true)), shape))
+        let y = kept::product(self.0.precision, || Ok(self.0.multiply(values(x, layout)?, true)))?;
+        Ok((CpuStorage::F32(y), shape))
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {

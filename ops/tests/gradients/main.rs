@@ -6,6 +6,8 @@ mod checkpoint;
 mod conv3d;
 mod cross_entropy;
 mod elementwise;
+mod feed_forward;
+mod kept_products;
 mod linear;
 mod rows;
 mod threads;

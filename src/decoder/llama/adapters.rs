@@ -10,7 +10,7 @@ use ctscribe_ops::Matrix;
 use crate::{Error, Result};
 
 use super::Llama;
-use super::model::PROJECTIONS;
+use super::layer::PROJECTIONS;
 use super::projection::Projection;
 
 /// Modules that PEFT would adapt and this model does not.

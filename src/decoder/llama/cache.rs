@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use crate::Result;
 
-use super::model::PROJECTIONS;
+use super::layer::PROJECTIONS;
 
 #[derive(Debug, Clone)]
 struct LayerCache {

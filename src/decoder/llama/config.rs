@@ -6,7 +6,7 @@ use candle_core::quantized::gguf_file::Value;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::model::PROJECTIONS;
+use super::layer::PROJECTIONS;
 
 use crate::weights::GgufMetadata;
 use crate::{Error, Result};

@@ -3,6 +3,7 @@
 mod adapters;
 mod cache;
 mod config;
+mod layer;
 mod model;
 mod projection;
 mod prompt;

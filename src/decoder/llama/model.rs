@@ -1,8 +1,8 @@
 //! The network.
 
 use candle_core::{D, Device, Module, Tensor};
-use ctscribe_lora::{Adapted, BaseLinear, FixedFactor};
-use ctscribe_ops::{self as ops, Attention};
+use ctscribe_lora::BaseLinear;
+use ctscribe_ops as ops;
 use rand_chacha::ChaCha8Rng;
 
 use crate::decoder::labels::labelled;
@@ -11,28 +11,11 @@ use crate::{Error, Result};
 
 use super::cache::{Factors, KvCache, Run, attend_runs};
 use super::config::LlamaConfig;
+use super::layer::Layer;
 use super::projection::Projection;
 
 /// Attention of a layer's q, k and v at a scale.
 type Attend<'a> = dyn FnMut(usize, [&Tensor; 3], f64) -> Result<Tensor> + 'a;
-
-/// The seven projections of a layer, in PEFT's usual order.
-pub(super) const PROJECTIONS: [&str; 7] =
-    ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"];
-const Q: usize = 0;
-const K: usize = 1;
-const V: usize = 2;
-const O: usize = 3;
-const GATE: usize = 4;
-const UP: usize = 5;
-const DOWN: usize = 6;
-
-#[derive(Debug, Clone)]
-pub(super) struct Layer {
-    input_norm: Tensor,
-    post_norm: Tensor,
-    pub(super) projections: Vec<Adapted<Projection>>,
-}
 
 /// LLaMA (Touvron et al., 2023) with Hugging Face's tensor names.
 #[derive(Debug)]
@@ -107,18 +90,38 @@ impl Llama {
         let (cos, sin) = (self.cos.narrow(0, 0, length)?, self.sin.narrow(0, 0, length)?);
         let mut x = embeddings.clone();
         for layer in &self.layers {
-            let dropout = dropout.as_deref_mut();
-            x = if self.recompute {
-                let (layer, config, cos, sin, key_mask) = (layer.clone(), self.config.clone(), cos.clone(), sin.clone(), key_mask.cloned());
-                let block = move |x: &[Tensor], dropout: Option<&mut ChaCha8Rng>| {
-                    layer.forward(&x[0], &config, (&cos, &sin), key_mask.as_ref(), dropout)
-                };
-                ops::checkpoint(&[&x], dropout, block)?
-            } else {
-                layer.forward(&x, &self.config, (&cos, &sin), key_mask, dropout)?
-            };
+            x = self.through(layer, &x, (&cos, &sin), key_mask, dropout.as_deref_mut())?;
         }
         Ok(ops::rms_norm(&x, &self.norm, self.config.rms_norm_eps)?)
+    }
+
+    /// One layer, which keeps for its gradient what the model's settings say: its input, the frozen products beside it, or the whole graph.
+    fn through(
+        &self,
+        layer: &Layer,
+        x: &Tensor,
+        tables: (&Tensor, &Tensor),
+        key_mask: Option<&Tensor>,
+        dropout: Option<&mut ChaCha8Rng>,
+    ) -> Result<Tensor> {
+        if !self.recompute && !self.head.keeps_products() {
+            return layer.forward(x, &self.config, tables, key_mask, dropout);
+        }
+        let fused = !self.recompute && layer.fixed_feed_forward().is_some();
+        let (inner, config, key_mask) = (layer.clone(), self.config.clone(), key_mask.cloned());
+        let (cos, sin) = (tables.0.clone(), tables.1.clone());
+        let block = move |x: &[Tensor], mut dropout: Option<&mut ChaCha8Rng>| {
+            let x = inner.attend(&x[0], &config, (&cos, &sin), key_mask.as_ref(), dropout.as_deref_mut())?;
+            if fused { Ok(x) } else { inner.feed_forward(&x, &config, dropout) }
+        };
+        match self.recompute {
+            true => ops::checkpoint(&[x], dropout, block),
+            false => {
+                let x = ops::checkpoint_keeping_products(&[x], dropout, block)?;
+                // it keeps what it needs by itself
+                if fused { layer.feed_forward(&x, &self.config, None) } else { Ok(x) }
+            }
+        }
     }
 
     /// embeddings: (B, L, D) that follow what the cache holds -> (B, L, D) after the last norm; no gradient is kept.
@@ -194,74 +197,6 @@ impl Llama {
         }
         Ok(())
     }
-}
-
-impl Layer {
-    fn new(config: &LlamaConfig, params: &Params) -> Result<Self> {
-        let dim = config.hidden_size;
-        let projection = |(name, size): (&&str, (usize, usize))| -> Result<Adapted<Projection>> {
-            let init = Init::Normal(1.0 / (size.1 as f64).sqrt());
-            Ok(Adapted::plain(Projection::new(&params.at(name), "weight", size, init)?))
-        };
-        Ok(Layer {
-            input_norm: params.at("input_layernorm").get("weight", &[dim], Init::Ones)?,
-            post_norm: params.at("post_attention_layernorm").get("weight", &[dim], Init::Ones)?,
-            projections: PROJECTIONS.iter().zip(config.projection_sizes()).map(projection).collect::<Result<_>>()?,
-        })
-    }
-
-    fn forward(
-        &self,
-        x: &Tensor,
-        config: &LlamaConfig,
-        (cos, sin): (&Tensor, &Tensor),
-        key_mask: Option<&Tensor>,
-        mut dropout: Option<&mut ChaCha8Rng>,
-    ) -> Result<Tensor> {
-        let mut project = |which: usize, x: &Tensor| self.projections[which].forward(x, dropout.as_deref_mut());
-        let normed = ops::rms_norm(x, &self.input_norm, config.rms_norm_eps)?;
-        let q = ops::rope(&split(&project(Q, &normed)?, config.num_attention_heads)?, cos, sin)?;
-        let k = ops::rope(&split(&project(K, &normed)?, config.kv_heads())?, cos, sin)?;
-        let v = split(&project(V, &normed)?, config.kv_heads())?;
-        let options = Attention { scale: 1.0 / (config.head_width() as f64).sqrt(), causal: true, key_mask, bias: None };
-        let mixed = join(&ops::attention(&q, &k, &v, &options)?)?;
-        let x = (x + project(O, &mixed)?)?;
-        let normed = ops::rms_norm(&x, &self.post_norm, config.rms_norm_eps)?;
-        let hidden = ops::swiglu(&project(GATE, &normed)?, &project(UP, &normed)?)?;
-        Ok((&x + project(DOWN, &hidden)?)?)
-    }
-
-    fn forward_detached(
-        &self,
-        x: &Tensor,
-        config: &LlamaConfig,
-        [cos, sin]: &[Tensor; 2],
-        factors: &[FixedFactor; PROJECTIONS.len()],
-        attend: &mut dyn FnMut([&Tensor; 3], f64) -> Result<Tensor>,
-    ) -> Result<Tensor> {
-        let project = |which: usize, x: &Tensor| self.projections[which].forward_detached(x, &factors[which]);
-        let normed = ops::rms_norm(x, &self.input_norm.detach(), config.rms_norm_eps)?;
-        let q = ops::rope(&split(&project(Q, &normed)?, config.num_attention_heads)?, cos, sin)?;
-        let k = ops::rope(&split(&project(K, &normed)?, config.kv_heads())?, cos, sin)?;
-        let v = split(&project(V, &normed)?, config.kv_heads())?;
-        let mixed = join(&attend([&q, &k, &v], 1.0 / (config.head_width() as f64).sqrt())?)?;
-        let x = (x + project(O, &mixed)?)?;
-        let normed = ops::rms_norm(&x, &self.post_norm.detach(), config.rms_norm_eps)?;
-        let hidden = ops::swiglu(&project(GATE, &normed)?, &project(UP, &normed)?)?;
-        Ok((&x + project(DOWN, &hidden)?)?.detach())
-    }
-}
-
-/// (B, L, H D) -> (B, H, L, D).
-fn split(x: &Tensor, heads: usize) -> Result<Tensor> {
-    let (b, l, width) = x.dims3()?;
-    Ok(x.reshape((b, l, heads, width / heads))?.transpose(1, 2)?.contiguous()?)
-}
-
-/// (B, H, L, D) -> (B, L, H D).
-fn join(x: &Tensor) -> Result<Tensor> {
-    let (b, h, l, d) = x.dims4()?;
-    Ok(x.transpose(1, 2)?.contiguous()?.reshape((b, l, h * d))?)
 }
 
 /// The last position of each sequence. hidden: (B, L, D) -> (B, D).

@@ -30,6 +30,11 @@ impl Projection {
         }
     }
 
+    /// Whether its products are those of a frozen matrix on the CPU, whose results a block can keep.
+    pub fn keeps_products(&self) -> bool {
+        matches!(self, Projection::Frozen(matrix) if matrix.device().is_cpu())
+    }
+
     fn device(&self) -> &Device {
         match self {
             Projection::Frozen(matrix) => matrix.device(),

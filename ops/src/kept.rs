@@ -1,0 +1,189 @@
+//! What a checkpointed block keeps of its first run: the results of its costly operations, frozen products and attention, in bf16 where the
+//! matrix multiplies so. Run again, the block takes them from here and computes only what is cheap: norms, rotations, activations.
+//!
+//! What would be kept in bf16 is rounded to it in every run, as PyTorch's bf16 layers round: that a result was kept or computed again changes no bit.
+//! Where a run stands is the thread's own state: a product is reached through modules that know nothing of it.
+
+use std::cell::RefCell;
+use std::sync::Mutex;
+use std::vec::IntoIter;
+
+use candle_core::Result;
+use rayon::prelude::*;
+
+use crate::cpu::PIECE;
+use crate::gemm::Precision;
+use crate::matrix::widen;
+use crate::simd::vectorised;
+
+/// One operation's result: f32, or bits of bf16.
+pub enum Values {
+    Whole(Vec<f32>),
+    Narrow(Vec<u16>),
+}
+
+/// The results of a block's costly operations in their order.
+#[derive(Default)]
+pub struct Kept(Mutex<Vec<Values>>);
+
+/// What the thread's running block does with costly results.
+enum Run {
+    /// First run: copies are kept.
+    Keeping(Vec<Values>),
+    /// Second run: kept ones are taken while there are any, then they are computed.
+    Taking(IntoIter<Values>),
+}
+
+/// The running block, and the precision of its last product: attention's own values come from no matrix.
+struct State {
+    run: Run,
+    precision: Precision,
+}
+
+thread_local! {
+    static STATE: RefCell<Option<State>> = const { RefCell::new(None) };
+}
+
+/// Puts the state of the block around this one back, after a panic too.
+struct Restore(Option<State>);
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        STATE.set(self.0.take());
+    }
+}
+
+/// Runs `work` in the state `run`; what is left of the state.
+fn within<T>(run: Run, work: impl FnOnce() -> T) -> (T, Option<Run>) {
+    let _restore = Restore(STATE.replace(Some(State { run, precision: Precision::F32 })));
+    let result = work();
+    (result, STATE.take().map(|state| state.run))
+}
+
+impl Kept {
+    /// Runs `work` for the first time, keeping its costly results.
+    pub fn fill<T>(work: impl FnOnce() -> T) -> (T, Self) {
+        match within(Run::Keeping(Vec::new()), work) {
+            (result, Some(Run::Keeping(values))) => (result, Kept(Mutex::new(values))),
+            (result, _) => (result, Kept::default()),
+        }
+    }
+
+    /// Runs `work` for the first time, keeping nothing.
+    pub fn nothing<T>(work: impl FnOnce() -> T) -> (T, Self) {
+        let kept = Kept::default();
+        (kept.replay(work), kept)
+    }
+
+    /// Runs `work` with what is kept, which is given up one by one; what is not there is computed.
+    pub fn replay<T>(&self, work: impl FnOnce() -> T) -> T {
+        let values = std::mem::take(&mut *self.0.lock().expect("no holder of the lock panics"));
+        within(Run::Taking(values.into_iter()), work).0
+    }
+}
+
+/// The values that `compute` makes in a matrix's `precision`, or those kept of it.
+pub fn product(precision: Precision, compute: impl FnOnce() -> Result<Vec<f32>>) -> Result<Vec<f32>> {
+    STATE.with_borrow_mut(|state| state.iter_mut().for_each(|state| state.precision = precision));
+    values(compute)
+}
+
+/// The values that `compute` makes in the precision of the product before it, or those kept of it.
+pub fn values(compute: impl FnOnce() -> Result<Vec<f32>>) -> Result<Vec<f32>> {
+    let taken = STATE.with_borrow_mut(|state| match state.as_mut().map(|state| &mut state.run) {
+        Some(Run::Taking(values)) => values.next(),
+        _ => None,
+    });
+    if let Some(taken) = taken {
+        return Ok(taken.widened());
+    }
+    let mut values = compute()?;
+    STATE.with_borrow_mut(|state| {
+        let Some(State { run, precision }) = state else { return };
+        let copy = match (&run, *precision) {
+            (Run::Taking(_), Precision::F32) => return,
+            (_, precision) => round_to(precision, &mut values),
+        };
+        if let Run::Keeping(kept) = run {
+            kept.push(copy);
+        }
+    });
+    Ok(values)
+}
+
+/// Rounds `values` to what is kept of them in `precision`, and gives it.
+pub fn round_to(precision: Precision, values: &mut [f32]) -> Values {
+    match precision {
+        Precision::F32 => Values::Whole(values.to_vec()),
+        Precision::Bf16 => Values::Narrow(narrowed(values)),
+    }
+}
+
+impl Values {
+    /// The values as they were rounded.
+    pub fn widened(self) -> Vec<f32> {
+        match self {
+            Values::Whole(values) => values,
+            Values::Narrow(narrow) => {
+                let mut values = vec![0.0; narrow.len()];
+                values.par_chunks_mut(PIECE).zip(narrow.par_chunks(PIECE)).for_each(|(values, narrow)| widen(narrow, values));
+                values
+            }
+        }
+    }
+}
+
+/// Rounds `values` to bf16, whose bits it returns.
+fn narrowed(values: &mut [f32]) -> Vec<u16> {
+    let mut narrow = vec![0; values.len()];
+    narrow.par_chunks_mut(PIECE).zip(values.par_chunks_mut(PIECE)).for_each(|(narrow, values)| round(values, narrow));
+    narrow
+}
+
+vectorised! {
+    /// The nearest bf16, even where two are as near; NaN stays NaN.
+    fn round(values: &mut [f32], out: &mut [u16]) {
+        for (out, value) in out.iter_mut().zip(values) {
+            let bits = value.to_bits();
+            let nearest = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+            let nearest = if value.is_nan() { bits >> 16 | 0x40 } else { nearest };
+            *out = nearest as u16;
+            *value = f32::from_bits(nearest << 16);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::bf16;
+
+    #[test]
+    fn values_are_rounded_to_the_nearest_bf16() {
+        let special = [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::MAX, 1e-40, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0];
+        let values: Vec<f32> = special.into_iter().chain((0..2000).map(|i| (i as f32 - 1000.0) * 0.012_345)).collect();
+        let mut rounded = values.clone();
+        let widened = Values::Narrow(narrowed(&mut rounded)).widened();
+        for ((value, found), widened) in values.iter().zip(rounded).zip(widened) {
+            let expected = bf16::from_f32(*value).to_f32();
+            assert!(found.to_bits() == expected.to_bits() || found.is_nan() && value.is_nan(), "{value}: {found} for {expected}");
+            assert_eq!(found.to_bits(), widened.to_bits());
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_taken_in_order_and_what_is_not_is_rounded_alike() {
+        let inexact = 1.0 + f32::EPSILON;
+        let block = |start: f32| {
+            let exact = product(Precision::F32, || Ok(vec![start + f32::EPSILON])).unwrap();
+            let narrow = product(Precision::Bf16, || Ok(vec![start + 2.0 * f32::EPSILON])).unwrap();
+            [exact[0], narrow[0], values(|| Ok(vec![start + 4.0 * f32::EPSILON])).unwrap()[0]]
+        };
+        let (first, kept) = Kept::fill(|| block(1.0));
+        assert_eq!(first, [inexact, 1.0, 1.0]);
+        assert_eq!(kept.replay(|| block(7.0)), first);
+        assert_eq!(kept.replay(|| block(7.0))[1..], [7.0, 7.0], "everything has been given up");
+        assert_eq!(Kept::nothing(|| block(1.0)).0, first);
+        assert_eq!(block(1.0)[1], 1.0 + 2.0 * f32::EPSILON, "outside of a block nothing is rounded");
+    }
+}

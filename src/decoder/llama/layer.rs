@@ -1,0 +1,128 @@
+//! One layer: attention and the gated feed-forward, each behind its norm.
+
+use candle_core::Tensor;
+use ctscribe_lora::{Adapted, FixedFactor};
+use ctscribe_ops::{self as ops, Attention, Matrix};
+use rand_chacha::ChaCha8Rng;
+
+use crate::Result;
+use crate::weights::{Init, Params};
+
+use super::config::LlamaConfig;
+use super::projection::Projection;
+
+/// The seven projections of a layer, in PEFT's usual order.
+pub(super) const PROJECTIONS: [&str; 7] =
+    ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"];
+const Q: usize = 0;
+const K: usize = 1;
+const V: usize = 2;
+const O: usize = 3;
+const GATE: usize = 4;
+const UP: usize = 5;
+const DOWN: usize = 6;
+
+#[derive(Debug, Clone)]
+pub(super) struct Layer {
+    input_norm: Tensor,
+    post_norm: Tensor,
+    pub(super) projections: Vec<Adapted<Projection>>,
+}
+
+impl Layer {
+    pub(super) fn new(config: &LlamaConfig, params: &Params) -> Result<Self> {
+        let dim = config.hidden_size;
+        let projection = |(name, size): (&&str, (usize, usize))| -> Result<Adapted<Projection>> {
+            let init = Init::Normal(1.0 / (size.1 as f64).sqrt());
+            Ok(Adapted::plain(Projection::new(&params.at(name), "weight", size, init)?))
+        };
+        Ok(Layer {
+            input_norm: params.at("input_layernorm").get("weight", &[dim], Init::Ones)?,
+            post_norm: params.at("post_attention_layernorm").get("weight", &[dim], Init::Ones)?,
+            projections: PROJECTIONS.iter().zip(config.projection_sizes()).map(projection).collect::<Result<_>>()?,
+        })
+    }
+
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        config: &LlamaConfig,
+        tables: (&Tensor, &Tensor),
+        key_mask: Option<&Tensor>,
+        mut dropout: Option<&mut ChaCha8Rng>,
+    ) -> Result<Tensor> {
+        let x = self.attend(x, config, tables, key_mask, dropout.as_deref_mut())?;
+        self.feed_forward(&x, config, dropout)
+    }
+
+    /// x and what attention adds to it.
+    pub(super) fn attend(
+        &self,
+        x: &Tensor,
+        config: &LlamaConfig,
+        (cos, sin): (&Tensor, &Tensor),
+        key_mask: Option<&Tensor>,
+        mut dropout: Option<&mut ChaCha8Rng>,
+    ) -> Result<Tensor> {
+        let mut project = |which: usize, x: &Tensor| self.projections[which].forward(x, dropout.as_deref_mut());
+        let normed = ops::rms_norm(x, &self.input_norm, config.rms_norm_eps)?;
+        let q = ops::rope(&split(&project(Q, &normed)?, config.num_attention_heads)?, cos, sin)?;
+        let k = ops::rope(&split(&project(K, &normed)?, config.kv_heads())?, cos, sin)?;
+        let v = split(&project(V, &normed)?, config.kv_heads())?;
+        let options = Attention { scale: 1.0 / (config.head_width() as f64).sqrt(), causal: true, key_mask, bias: None };
+        let mixed = join(&ops::attention(&q, &k, &v, &options)?)?;
+        Ok((x + project(O, &mixed)?)?)
+    }
+
+    /// x and what the feed-forward block adds to it.
+    pub(super) fn feed_forward(&self, x: &Tensor, config: &LlamaConfig, mut dropout: Option<&mut ChaCha8Rng>) -> Result<Tensor> {
+        if let Some(matrices) = self.fixed_feed_forward() {
+            return Ok(ops::gated_feed_forward(x, &self.post_norm, config.rms_norm_eps, matrices)?);
+        }
+        let mut project = |which: usize, x: &Tensor| self.projections[which].forward(x, dropout.as_deref_mut());
+        let normed = ops::rms_norm(x, &self.post_norm, config.rms_norm_eps)?;
+        let hidden = ops::swiglu(&project(GATE, &normed)?, &project(UP, &normed)?)?;
+        Ok((x + project(DOWN, &hidden)?)?)
+    }
+
+    /// Gate, up and down where nothing of them or of their norm is trained.
+    pub(super) fn fixed_feed_forward(&self) -> Option<[&Matrix; 3]> {
+        let matrix = |which: usize| match &self.projections[which] {
+            Adapted { base: Projection::Frozen(matrix), adapter: None } => Some(matrix),
+            _ => None,
+        };
+        if self.post_norm.track_op() { None } else { Some([matrix(GATE)?, matrix(UP)?, matrix(DOWN)?]) }
+    }
+
+    pub(super) fn forward_detached(
+        &self,
+        x: &Tensor,
+        config: &LlamaConfig,
+        [cos, sin]: &[Tensor; 2],
+        factors: &[FixedFactor; PROJECTIONS.len()],
+        attend: &mut dyn FnMut([&Tensor; 3], f64) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let project = |which: usize, x: &Tensor| self.projections[which].forward_detached(x, &factors[which]);
+        let normed = ops::rms_norm(x, &self.input_norm.detach(), config.rms_norm_eps)?;
+        let q = ops::rope(&split(&project(Q, &normed)?, config.num_attention_heads)?, cos, sin)?;
+        let k = ops::rope(&split(&project(K, &normed)?, config.kv_heads())?, cos, sin)?;
+        let v = split(&project(V, &normed)?, config.kv_heads())?;
+        let mixed = join(&attend([&q, &k, &v], 1.0 / (config.head_width() as f64).sqrt())?)?;
+        let x = (x + project(O, &mixed)?)?;
+        let normed = ops::rms_norm(&x, &self.post_norm.detach(), config.rms_norm_eps)?;
+        let hidden = ops::swiglu(&project(GATE, &normed)?, &project(UP, &normed)?)?;
+        Ok((&x + project(DOWN, &hidden)?)?.detach())
+    }
+}
+
+/// (B, L, H D) -> (B, H, L, D).
+fn split(x: &Tensor, heads: usize) -> Result<Tensor> {
+    let (b, l, width) = x.dims3()?;
+    Ok(x.reshape((b, l, heads, width / heads))?.transpose(1, 2)?.contiguous()?)
+}
+
+/// (B, H, L, D) -> (B, L, H D).
+fn join(x: &Tensor) -> Result<Tensor> {
+    let (b, h, l, d) = x.dims4()?;
+    Ok(x.transpose(1, 2)?.contiguous()?.reshape((b, l, h * d))?)
+}
