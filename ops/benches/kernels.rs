@@ -1,0 +1,14 @@
+//! Times of the hot kernels: `cargo bench -p ctscribe-ops`.
+
+mod hot;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+
+fn kernels(criterion: &mut Criterion) {
+    for (name, work) in hot::kernels().expect("inputs") {
+        criterion.bench_function(name, |bencher| bencher.iter(|| work().expect(name)));
+    }
+}
+
+criterion_group!(benches, kernels);
+criterion_main!(benches);
