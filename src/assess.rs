@@ -9,13 +9,12 @@ use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
-use crate::data::{Cache, CachedStudy, Split};
+use crate::data::{Cache, CachedStudy, Subset};
 use crate::evaluate::{Evaluation, Instruments, Pair, RetrievalScores, Writing, evaluate, references_sha256, retrieval};
 use crate::generate::{DecoderKind, Observed, Observer, SplitWriter, Visual, Written};
 use crate::generate::{centre, decoder_files, encode_reports, open_decoder, stack_features};
 use crate::ranks::{Alone, Communicator};
 use crate::structure::{LossConfig, RetrievalRule, report_to_volume_scores};
-use crate::text::LABELLER;
 use crate::weights::{sha256, write_aside};
 use crate::{Error, Result};
 
@@ -23,7 +22,7 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Question {
     /// The studies.
-    pub split: Split,
+    pub split: Subset,
     /// Own visual tokens, another patient's, none, or the mean.
     pub visual: Visual,
     /// At most so many studies, the first by name.
@@ -32,17 +31,17 @@ pub struct Question {
 
 impl Question {
     fn studies<'a>(&self, cache: &'a Cache) -> Result<Vec<&'a CachedStudy>> {
-        let mut studies = cache.split(self.split);
+        let mut studies = cache.subset(self.split)?;
         studies.truncate(self.limit.unwrap_or(usize::MAX));
         if studies.is_empty() {
-            return Err(Error::file(cache.root(), format!("holds no study of the split {:?}", self.split)));
+            return Err(Error::file(cache.root(), format!("holds no study of the split {}", self.split)));
         }
         Ok(studies)
     }
 
     /// What its files are called: `test`, `test-shuffled`.
     fn name(&self) -> String {
-        format!("{}{}", format!("{:?}", self.split).to_lowercase(), self.visual.suffix())
+        format!("{}{}", self.split, self.visual.suffix())
     }
 }
 
@@ -78,7 +77,8 @@ pub fn evaluate_run_shared(
     let pairs: Vec<Pair> = studies.iter().zip(written).map(pair).collect();
     let evaluation = ranks.from_leader(|| {
         let scores = evaluate(&format!("{}{}", kind.name(), question.visual.suffix()), &pairs, instruments)?;
-        let evaluation = Evaluation { weights: weights_of(config, run, kind)?, writing: Some(writing), ..scores };
+        let split = Some(cache.split_record(question.split, studies.len())?);
+        let evaluation = Evaluation { split, weights: weights_of(config, run, kind)?, writing: Some(writing), ..scores };
         save(&run.join(kind.name()).join("reports"), &question.name(), &evaluation, &pairs)?;
         Ok(evaluation)
     })?;
@@ -97,7 +97,7 @@ pub fn earlier_evaluation(
     let Ok(earlier) = read_evaluation(&path) else { return Ok(None) };
     let studies = question.studies(cache)?;
     let same = earlier.references_sha256 == references_sha256(studies.iter().map(|study| (study.name.as_str(), study.report.as_str())))
-        && earlier.labeller == LABELLER
+        && earlier.labeller == instruments.labeller.name()
         && earlier.instruments == instruments.names()
         && earlier.weights == weights_of(config, run, kind)?;
     Ok(same.then_some(earlier))
@@ -171,19 +171,16 @@ pub fn read_pairs(path: &Path) -> Result<Vec<Pair>> {
 }
 
 /// Report-to-volume retrieval among a split's observed studies.
-pub fn retrieve(config: &Config, cache: &Cache, run: &Path, split: Split) -> Result<RetrievalScores> {
-    let studies = cache.split(split);
-    if studies.is_empty() {
-        return Err(Error::file(cache.root(), format!("holds no study of the split {split:?}")));
-    }
+pub fn retrieve(config: &Config, cache: &Cache, run: &Path, split: impl Into<Subset>) -> Result<RetrievalScores> {
+    let studies = cache.subset(split.into())?;
     let observer = Observer::of_run(config, run)?;
     let visual: Vec<Tensor> =
         studies.iter().map(|study| Ok(Observed::read(run, &study.name)?.contrast.to_dtype(DType::F32)?)).collect::<Result<_>>()?;
-    let reports: Vec<&str> = studies.iter().map(|study| study.report.as_str()).collect();
-    let (mut features, width) = encode_reports(config, &reports, Some(cache.root()))?;
+    let (mut features, width) = encode_reports(config, &studies, Some(cache.root()))?;
     if matches!(config.structure.loss, LossConfig::Ours(_)) {
         centre(&mut features, observer.text_mean())?;
     }
+    let reports: Vec<&str> = studies.iter().map(|study| study.report.as_str()).collect();
     let (features, present) = stack_features(&features.iter().collect::<Vec<_>>(), width)?;
     let text = observer.head().text(&features)?.detach();
     let rule = match config.structure.loss {

@@ -116,7 +116,7 @@ impl Demo {
 
     /// The run's page, with the tables that only the demo has.
     fn page(&self, (config, cache, run): (&Config, &Cache, &Path), comparison: &Comparison, retrieval: &RetrievalScores) -> Result<Page> {
-        let asked = Asked { split: Split::Test, studies: SHOWN, pick: Pick::Spread };
+        let asked = Asked { split: Split::Test.into(), studies: SHOWN, pick: Pick::Spread };
         let (mut page, failed) = run_page((config, cache, run), asked, "ctscribe demo")?;
         if let Some((name, why)) = failed.into_iter().next() {
             return Err(Error::Study { study: name, what: format!("it cannot be shown: {why}") });
@@ -159,7 +159,7 @@ fn prepare_all(config: &Config, dataset: &Path, cache: &Path) -> Result<Cache> {
 fn score(config: &Config, cache: &Cache, run: &Path) -> Result<Vec<Evaluation>> {
     let instruments = Instruments::at_hand()?;
     let ask = |kind: DecoderKind, visual: Visual| -> Result<Evaluation> {
-        let question = Question { split: Split::Test, visual, limit: None };
+        let question = Question { split: Split::Test.into(), visual, limit: None };
         Ok(evaluate_run((config, cache, run), kind, question, &instruments, &mut |_| {})?.0)
     };
     Ok(vec![ask(DecoderKind::Llama, Visual::Own)?, ask(DecoderKind::Bert, Visual::Own)?, ask(DecoderKind::Llama, Visual::Shuffled)?])

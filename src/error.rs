@@ -65,6 +65,18 @@ pub enum Error {
         /// What was expected and what was found.
         what: String,
     },
+    /// A file of the Hugging Face hub cannot be had.
+    #[error("{repository} (revision {revision}): {file}: {what}")]
+    Hub {
+        /// `owner/name`, or `datasets/owner/name`.
+        repository: String,
+        /// Branch, tag or commit.
+        revision: String,
+        /// Where the file lies in the repository.
+        file: String,
+        /// What the hub answered, and what to do about it.
+        what: String,
+    },
     /// A request that cannot be carried out.
     #[error("{0}")]
     Invalid(String),

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::assess::{Question, earlier_evaluation, evaluate_run_shared};
 use crate::compare::{Comparing, Comparison, Difference, compare};
 use crate::config::Config;
-use crate::data::Cache;
+use crate::data::{Cache, Subset};
 use crate::evaluate::{Evaluation, Instruments, Pair, References, evaluate, read_predictions, write_submission};
 use crate::generate::{DecoderKind, Visual};
 use crate::ranks::Communicator;
@@ -16,7 +16,7 @@ use crate::train::Progress;
 use crate::{Error, Result};
 
 use super::instruments::InstrumentArgs;
-use super::run::{DecoderArg, SplitArg, print_json, some_failed};
+use super::run::{DecoderArg, print_json, some_failed};
 
 /// Arguments of `evaluate`.
 #[derive(Debug, clap::Args)]
@@ -30,9 +30,10 @@ pub struct Args {
     /// Which decoder.
     #[arg(long, default_value = "llama")]
     decoder: DecoderArg,
-    /// Which studies.
+    /// Which studies: train, validation, test, or a published split (ct-rate-valid-volumes, ct-rate-valid-scans,
+    /// ct-rate-valid-500-characters, ctrg-test).
     #[arg(long, default_value = "test")]
-    split: SplitArg,
+    split: Subset,
     /// From the study's own visual tokens, or from others: then the drop of the scores is told, too.
     #[arg(long, default_value = "own")]
     visual: VisualArg,
@@ -117,7 +118,7 @@ impl Args {
             reference: study.report.clone(),
             labels: study.labels,
         };
-        Ok(References::of_pairs(&cache.split(self.split.into()).iter().map(pair).collect::<Vec<_>>()))
+        Ok(References::of_pairs(&cache.subset(self.split)?.iter().map(pair).collect::<Vec<_>>()))
     }
 
     fn evaluate_run(&self, instruments: &Instruments, ranks: &dyn Communicator) -> Result<()> {
@@ -126,9 +127,9 @@ impl Args {
         };
         let (config, cache) = (Config::of_run(run)?, Cache::open(data)?);
         let (kind, whole) = (DecoderKind::from(self.decoder), (&config, &cache, run.as_path()));
-        let question = |visual: Visual| Question { split: self.split.into(), visual, limit: self.limit };
+        let question = |visual: Visual| Question { split: self.split, visual, limit: self.limit };
         let ask = |visual: Visual| {
-            let total = cache.split(self.split.into()).len().min(self.limit.unwrap_or(usize::MAX));
+            let total = cache.subset(self.split)?.len().min(self.limit.unwrap_or(usize::MAX));
             let progress = ranks.leads().then(|| Progress::new(format!("write reports{}", visual.suffix()), total as u64));
             let mut told = |done| progress.iter().for_each(|progress| progress.at(done as u64, ""));
             let found = evaluate_run_shared(whole, kind, question(visual), (instruments, ranks), &mut told)?;

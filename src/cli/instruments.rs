@@ -7,10 +7,14 @@ use clap::Args;
 use crate::Result;
 use crate::evaluate::{BertScore, Instruments, WordNet};
 
+use super::run::LabellerArgs;
+
 /// What scores need from outside.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Instruments")]
 pub struct InstrumentArgs {
+    #[command(flatten)]
+    labeller: LabellerArgs,
     /// WordNet's dictionary for METEOR's synonyms: index.*, data.*, *.exc. Without it: WNSEARCHDIR, then Debian's wordnet-base, then none.
     #[arg(long, value_name = "FOLDER")]
     wordnet: Option<PathBuf>,
@@ -29,6 +33,7 @@ impl InstrumentArgs {
     /// Opens them.
     pub fn open(&self) -> Result<Instruments> {
         let bert_score = self.bert_score.as_ref().map(|folder| BertScore::open(folder, self.bert_score_layer)).transpose()?;
-        Ok(Instruments { wordnet: WordNet::find(self.wordnet.as_deref())?, meteor_jar: self.meteor_jar.clone(), bert_score })
+        let (labeller, wordnet) = (self.labeller.open()?, WordNet::find(self.wordnet.as_deref())?);
+        Ok(Instruments { labeller, wordnet, meteor_jar: self.meteor_jar.clone(), bert_score })
     }
 }

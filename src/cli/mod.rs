@@ -7,6 +7,7 @@ mod compare;
 mod config;
 mod demo;
 mod evaluate;
+mod fetch;
 mod generate;
 mod inspect;
 mod instruments;
@@ -43,6 +44,8 @@ enum Command {
     Generate(generate::Args),
     /// Say what a scan is and how its Hounsfield units were decided.
     Inspect(inspect::Args),
+    /// Stream CT-RATE from the Hugging Face hub: fetch each volume, prepare it, delete it, within a disk budget.
+    Fetch(fetch::Args),
     /// Prepare a dataset's volumes into a cache, with a verdict for each.
     Prepare(prepare::Args),
     /// Train stage one (structure) or stage two (report).
@@ -104,6 +107,7 @@ impl Command {
             Command::Demo(args) => args.run(),
             Command::Generate(args) => args.run(ranks),
             Command::Inspect(args) => args.run(),
+            Command::Fetch(args) => args.run(),
             Command::Prepare(args) => args.run(),
             Command::Train(args) => args.run(ranks),
             Command::Observe(args) => args.run(ranks),

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 
 use crate::config::Config;
-use crate::data::{Cache, Split};
+use crate::data::Cache;
 use crate::generate::DecoderKind;
+use crate::text::Labeller;
 use crate::weights::write_aside;
 use crate::{Error, Result};
 
@@ -50,23 +51,31 @@ impl From<DecoderArg> for DecoderKind {
     }
 }
 
-/// The split, as an argument.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum SplitArg {
-    /// Learned from.
-    Train,
-    /// Watched while training.
-    Validation,
-    /// Held out.
-    Test,
+/// Who reads findings out of reports.
+#[derive(Debug, Args)]
+pub struct LabellerArgs {
+    /// Who reads the 18 findings out of a report.
+    #[arg(long, default_value = "rules")]
+    labeller: LabellerArg,
+    /// RadBERT's folder, as `weights fetch radbert-classifier` leaves it.
+    #[arg(long, value_name = "FOLDER", default_value = "weights/radbert-classifier")]
+    weights: PathBuf,
 }
 
-impl From<SplitArg> for Split {
-    fn from(split: SplitArg) -> Self {
-        match split {
-            SplitArg::Train => Split::Train,
-            SplitArg::Validation => Split::Validation,
-            SplitArg::Test => Split::Test,
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LabellerArg {
+    /// The program's own rules.
+    Rules,
+    /// CT-CLIP's RadBERT classifier, which made CT-RATE's label files.
+    Radbert,
+}
+
+impl LabellerArgs {
+    /// The labeller, loaded.
+    pub fn open(&self) -> Result<Labeller> {
+        match self.labeller {
+            LabellerArg::Rules => Ok(Labeller::Rules),
+            LabellerArg::Radbert => Labeller::radbert(&self.weights),
         }
     }
 }

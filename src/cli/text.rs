@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use clap::Subcommand;
 
 use crate::error::chain;
-use crate::text::{FINDINGS, Structures, audit_labels, audit_structures, label_report, read_labels, read_studies, unknown_labels};
+use crate::text::{FINDINGS, Labeller, Structures, audit_labels, audit_structures, read_labels, read_studies, unknown_labels};
 use crate::weights::write_aside;
 use crate::{Error, Result};
 
-use super::run::print_json;
+use super::run::{LabellerArgs, print_json};
 
 /// Arguments of `text`.
 #[derive(Debug, clap::Args)]
@@ -43,6 +43,8 @@ enum Command {
         /// Compare with the label columns of this CSV file (by VolumeName or AccessionNo), or of the table itself.
         #[arg(long, value_name = "CSV", num_args = 0..=1)]
         against: Option<Option<PathBuf>>,
+        #[command(flatten)]
+        labeller: LabellerArgs,
         /// One JSON object (with --against).
         #[arg(long, requires = "against")]
         json: bool,
@@ -53,8 +55,8 @@ impl Args {
     pub(super) fn run(self) -> Result<()> {
         match self.command {
             Command::Audit { table, structures, html, json } => audit(&table, &structures, html.as_deref(), json),
-            Command::Label { table, against: None, .. } => label(&table),
-            Command::Label { table, against: Some(labels), json } => compare(&table, labels.as_deref(), json),
+            Command::Label { table, against: None, labeller, .. } => label(&table, &labeller.open()?),
+            Command::Label { table, against: Some(labels), labeller, json } => compare(&table, labels.as_deref(), &labeller.open()?, json),
         }
     }
 }
@@ -78,18 +80,21 @@ fn audit(table: &Path, structures: &str, html: Option<&Path>, json: bool) -> Res
     Ok(())
 }
 
-fn label(table: &Path) -> Result<()> {
+fn label(table: &Path, labeller: &Labeller) -> Result<()> {
     let mut writer = csv::Writer::from_writer(std::io::stdout().lock());
     let fault = |e: csv::Error| Error::Invalid(format!("the labels cannot be written: {}", chain(&e)));
     writer.write_record(["VolumeName"].iter().chain(&FINDINGS)).map_err(fault)?;
-    for study in read_studies(table)? {
-        let labels = label_report(&study.text).map(|label| u8::from(label).to_string());
-        writer.write_record([study.name].iter().chain(&labels)).map_err(fault)?;
+    eprintln!("{}: labelled by {}", table.display(), labeller.name());
+    let studies = read_studies(table)?;
+    let labels = labeller.label(&studies.iter().map(|study| study.text.as_str()).collect::<Vec<_>>())?;
+    for (study, labels) in studies.iter().zip(labels) {
+        let labels = labels.map(|label| u8::from(label).to_string());
+        writer.write_record([study.name.clone()].iter().chain(&labels)).map_err(fault)?;
     }
     writer.flush().map_err(|e| Error::Invalid(format!("the labels cannot be written: {e}")))
 }
 
-fn compare(table: &Path, labels: Option<&Path>, json: bool) -> Result<()> {
+fn compare(table: &Path, labels: Option<&Path>, labeller: &Labeller, json: bool) -> Result<()> {
     let mut studies = read_studies(table)?;
     if let Some(path) = labels {
         let labels = read_labels(path)?;
@@ -101,7 +106,7 @@ fn compare(table: &Path, labels: Option<&Path>, json: bool) -> Result<()> {
             "has no labels of these reports: 18 columns named as the findings, and the same names",
         ));
     }
-    let audit = audit_labels(&studies);
+    let audit = audit_labels(&studies, labeller)?;
     if json {
         return print_json(&audit);
     }

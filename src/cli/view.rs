@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 
 use crate::Result;
+use crate::data::Subset;
 use crate::run_page::{Asked, Pick, run_page};
 use crate::weights::write_aside;
 
-use super::run::{RunArgs, SplitArg, open, some_failed};
+use super::run::{RunArgs, open, some_failed};
 
 /// Arguments of `view`.
 #[derive(Debug, clap::Args)]
@@ -17,7 +18,7 @@ pub struct Args {
     run: RunArgs,
     /// The evaluated split (`ctscribe evaluate`).
     #[arg(long, default_value = "test")]
-    split: SplitArg,
+    split: Subset,
     /// At most so many studies with their volumes; more make each volume coarser.
     #[arg(long, default_value_t = 100, value_name = "N")]
     studies: usize,
@@ -50,7 +51,7 @@ impl Args {
             PickArg::Spread => Pick::Spread,
             PickArg::First => Pick::First,
         };
-        let asked = Asked { split: self.split.into(), studies: self.studies, pick };
+        let asked = Asked { split: self.split, studies: self.studies, pick };
         let own = || format!("ctscribe {}", self.run.run.file_name().unwrap_or_default().to_string_lossy());
         let (page, failed) = run_page((&config, &cache, &self.run.run), asked, &self.title.unwrap_or_else(own))?;
         write_aside(&self.out, page.render()?.as_bytes())?;

@@ -57,6 +57,12 @@ fn check(runs: &[Evaluation], comparing: &Comparing) -> Result<()> {
             let what = format!("{one} was labelled by {}, {other} by {}: evaluate both again", first.labeller, run.labeller);
             return Err(Error::Invalid(what));
         }
+        let (own, others) = (&first.reference_labeller, &run.reference_labeller);
+        if own != others {
+            return Err(Error::Invalid(format!(
+                "the references' findings of {one} are {own}, those of {other} {others}: evaluate both again"
+            )));
+        }
         if comparing.allow_different_splits {
             continue;
         }

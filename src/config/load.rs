@@ -11,11 +11,12 @@ use super::watching::{LANGUAGE_MEASURES, REPORT_MEASURES, STRUCTURE_MEASURES};
 use super::{Config, SCHEMA};
 
 /// The presets that the program carries: name and text.
-const PRESETS: [(&str, &str); 4] = [
+const PRESETS: [(&str, &str); 5] = [
     ("phantom", include_str!("../../configs/phantom.yaml")),
     ("ct-rate-llama2-7b", include_str!("../../configs/ct-rate-llama2-7b.yaml")),
     ("ct-rate-bert", include_str!("../../configs/ct-rate-bert.yaml")),
     ("reference-code", include_str!("../../configs/reference-code.yaml")),
+    ("ctrg-548k", include_str!("../../configs/ctrg-548k.yaml")),
 ];
 
 impl Config {
@@ -82,6 +83,7 @@ impl Config {
         if !(0.0..1.0).contains(&self.data.validation_share) {
             faults.push(format!("data.validation_share: {} is not in [0, 1)", self.data.validation_share));
         }
+        faults.extend(self.data.grey.iter().flat_map(|grey| grey.faults("data.grey")));
         faults.extend(self.train_structure.training.faults("train_structure.training", &STRUCTURE_MEASURES));
         for (key, training) in [("llama.training", &self.llama.training), ("bert.training", &self.bert.training)] {
             let written: &[&str] = if training.watch.studies > 0 { &REPORT_MEASURES } else { &[] };

@@ -1,18 +1,18 @@
-//! The cache of prepared volumes: one file a study, a manifest, and a verdict for every volume of the dataset.
+//! The cache of prepared volumes, opened: one file a study, and what is known of each.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Tensor};
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::volume::{self, Geometry, HuVerdict, PreparationConfig, Prepared, apply_policy, looks_like_chest, orient};
+use crate::volume::{Geometry, PreparationConfig};
 use crate::weights;
 use crate::{Error, Result};
 
-use super::{Dataset, Split, Study};
+use super::subsets::{NamedSplits, SplitList, SplitRecord, Subset};
+use super::{Split, Study};
 
 /// A study whose volume is prepared.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,19 +28,46 @@ pub struct CachedStudy {
     pub report: String,
     /// The 18 findings, where known.
     pub labels: Option<[bool; 18]>,
+    /// Each structure's sentences, where they came ready-made; else the rules split the report.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub structure_texts: Option<BTreeMap<String, String>>,
 }
 
-/// What became of each volume.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct PreparationReport {
-    /// Prepared now.
-    pub prepared: usize,
-    /// Found prepared from an earlier call.
-    pub kept: usize,
-    /// Name and reason.
-    pub failed: Vec<(String, String)>,
-    /// Name and what deserves a word.
-    pub warned: Vec<(String, String)>,
+impl CachedStudy {
+    /// What is kept of a study.
+    pub(super) fn of(study: &Study) -> Self {
+        let Study { name, patient, split, report, labels, structure_texts, .. } = study.clone();
+        CachedStudy { name, patient, split, report, labels, structure_texts }
+    }
+}
+
+/// What is told of a prepared volume.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct Verdict {
+    pub(super) hounsfield: String,
+    pub(super) evidence: String,
+    pub(super) notices: Vec<String>,
+}
+
+/// What is kept with a prepared volume, as one entry of its metadata: several would be written in an order that changes.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Note {
+    pub(super) geometry: Geometry,
+    pub(super) verdict: Verdict,
+}
+
+/// The entry's key.
+pub(super) const NOTE: &str = "prepared";
+
+/// The note of a prepared volume; earlier versions kept the geometry alone.
+pub(super) fn read_note(path: &Path) -> Result<Note> {
+    let mut metadata = weights::metadata(path)?;
+    let fault = |e: serde_json::Error| Error::field(path, NOTE, e.to_string());
+    if let Some(text) = metadata.remove(NOTE) {
+        return serde_json::from_str(&text).map_err(fault);
+    }
+    let text = metadata.remove("geometry").ok_or_else(|| Error::file(path, "holds no geometry"))?;
+    Ok(Note { geometry: serde_json::from_str(&text).map_err(fault)?, verdict: Verdict::default() })
 }
 
 /// A cache, opened.
@@ -51,135 +78,34 @@ pub struct Cache {
     pub preparation: PreparationConfig,
     /// Its studies, sorted by name.
     pub studies: Vec<CachedStudy>,
+    /// Published splits and all their studies, prepared or not.
+    pub named: NamedSplits,
 }
 
-const STUDIES: &str = "studies.jsonl";
-const PREPARATION: &str = "preparation.json";
+pub(super) const STUDIES: &str = "studies.jsonl";
+pub(super) const PREPARATION: &str = "preparation.json";
+pub(super) const SPLITS: &str = "splits.json";
 
-/// Prepares the volumes of `dataset` into `root`, several at once. A volume that fails is listed and passed over; one that is there already is kept.
-pub fn prepare(dataset: &Dataset, config: &PreparationConfig, root: &Path, done: impl Fn(usize) + Sync) -> Result<PreparationReport> {
-    let volumes = root.join("volumes");
-    fs::create_dir_all(&volumes).map_err(|e| Error::io(&volumes, e))?;
-    agree(&root.join(PREPARATION), config)?;
-    let count = std::sync::atomic::AtomicUsize::new(0);
-    let prepare_one = |study: &Study| {
-        let path = volume_path(root, &study.name);
-        let outcome = if path.is_file() { Ok(Outcome::Kept) } else { prepare_study(study, config, &path).map(Outcome::Prepared) };
-        done(count.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1);
-        outcome
-    };
-    let outcomes: Vec<Result<Outcome>> = dataset.studies.par_iter().map(prepare_one).collect();
-    let mut report = PreparationReport::default();
-    let (mut manifest, mut rows) = (String::new(), Vec::new());
-    for (study, outcome) in dataset.studies.iter().zip(outcomes) {
-        let row = match outcome {
-            Ok(outcome) => {
-                let cached = CachedStudy {
-                    name: study.name.clone(),
-                    patient: study.patient.clone(),
-                    split: study.split,
-                    report: study.report.clone(),
-                    labels: study.labels,
-                };
-                manifest += &(serde_json::to_string(&cached).map_err(|e| Error::file(root, e.to_string()))? + "\n");
-                report.note(&study.name, outcome)
-            }
-            Err(error) => {
-                let why = crate::error::chain(&error);
-                report.failed.push((study.name.clone(), why.clone()));
-                ["failed".to_string(), String::new(), why]
-            }
-        };
-        rows.push((study.name.clone(), row));
-    }
-    for (outcome, listed) in [("left out", &dataset.left_out), ("unreadable row", &dataset.unreadable)] {
-        rows.extend(listed.iter().map(|(name, why)| (name.clone(), [outcome.to_string(), String::new(), why.clone()])));
-    }
-    write_rows(&root.join("prepare.csv"), &rows, report.kept > 0)?;
-    weights::write_aside(&root.join(STUDIES), manifest.as_bytes())?;
-    Ok(report)
-}
-
-enum Outcome {
-    Kept,
-    Prepared((HuVerdict, Option<String>)),
-}
-
-impl PreparationReport {
-    fn note(&mut self, name: &str, outcome: Outcome) -> [String; 3] {
-        match outcome {
-            Outcome::Kept => {
-                self.kept += 1;
-                ["kept".to_string(), String::new(), String::new()]
-            }
-            Outcome::Prepared((verdict, warning)) => {
-                self.prepared += 1;
-                if let Some(warning) = &warning {
-                    self.warned.push((name.to_string(), warning.clone()));
-                }
-                ["prepared".to_string(), verdict.decision, warning.unwrap_or(verdict.evidence)]
-            }
-        }
-    }
-}
-
-/// `prepare.csv`: name, outcome, Hounsfield decision, evidence or reason. Rows of volumes that are kept stay as they were written.
-fn write_rows(path: &Path, rows: &[(String, [String; 3])], keep: bool) -> Result<()> {
-    let mut earlier: HashMap<String, Vec<String>> = HashMap::new();
-    if keep && let Ok(mut reader) = csv::Reader::from_path(path) {
-        for record in reader.records().flatten() {
-            earlier.insert(record[0].to_string(), record.iter().map(String::from).collect());
-        }
-    }
-    let mut writer = csv::Writer::from_writer(Vec::new());
-    let fault = |e: csv::Error| Error::file(path, e.to_string());
-    writer.write_record(["volume", "outcome", "hounsfield", "evidence"]).map_err(fault)?;
-    for (name, [outcome, decision, evidence]) in rows {
-        let new = || vec![name.clone(), outcome.clone(), decision.clone(), evidence.clone()];
-        let row = if outcome == "kept" { earlier.remove(name).unwrap_or_else(new) } else { new() };
-        writer.write_record(row).map_err(fault)?;
-    }
-    let bytes = writer.into_inner().map_err(|e| Error::file(path, e.to_string()))?;
-    weights::write_aside(path, &bytes)
-}
-
-/// A cache holds volumes of one preparation only.
-fn agree(path: &Path, config: &PreparationConfig) -> Result<()> {
-    if path.is_file() {
-        if read_preparation(path)? != *config {
-            return Err(Error::file(path, "the cache was prepared with other `volume` keys; give another folder"));
-        }
-        return Ok(());
-    }
-    let text = serde_json::to_string_pretty(config).map_err(|e| Error::file(path, e.to_string()))?;
-    weights::write_aside(path, text.as_bytes())
-}
-
-fn read_preparation(path: &Path) -> Result<PreparationConfig> {
+pub(super) fn read_preparation(path: &Path) -> Result<PreparationConfig> {
     let text = fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
     serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))
 }
 
-fn volume_path(root: &Path, name: &str) -> PathBuf {
+pub(super) fn volume_path(root: &Path, name: &str) -> PathBuf {
     root.join("volumes").join(format!("{name}.safetensors"))
 }
 
-fn prepare_study(study: &Study, config: &PreparationConfig, path: &Path) -> Result<(HuVerdict, Option<String>)> {
-    let mut volume = volume::read(&study.path)?;
-    let verdict = apply_policy(&mut volume, study.rescale, config.hounsfield)?;
-    let chest = looks_like_chest(&volume);
-    let warning =
-        (!chest.is_chest).then(|| format!("does not look like a chest: {:.1}% of the body has lung's density", 100.0 * chest.lung_share));
-    let volume = orient(volume, config.orientation);
-    let Prepared { tensor, geometry } = volume::prepare(&volume, config, study.spacing_mm)?;
-    let geometry = serde_json::to_string(&geometry).map_err(|e| Error::file(path, e.to_string()))?;
-    let tensors = BTreeMap::from([("volume".to_string(), tensor.to_dtype(DType::F16)?)]);
-    weights::write(path, &tensors, &HashMap::from([("geometry".to_string(), geometry)]))?;
-    Ok((verdict, warning))
+/// The published splits; a cache of an earlier version has none.
+pub(super) fn read_splits(path: &Path) -> Result<NamedSplits> {
+    if !path.is_file() {
+        return Ok(NamedSplits::new());
+    }
+    let text = fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))
 }
 
 impl Cache {
-    /// Opens a folder that [`prepare`] has filled.
+    /// Opens a folder that [`super::prepare`] has filled.
     pub fn open(root: &Path) -> Result<Self> {
         let path = root.join(STUDIES);
         if !path.is_file() {
@@ -190,7 +116,8 @@ impl Cache {
             serde_json::from_str(line).map_err(|e| Error::field(&path, format!("line {}", index + 1), e.to_string()))
         };
         let studies = text.lines().enumerate().map(study).collect::<Result<_>>()?;
-        Ok(Cache { root: root.to_path_buf(), preparation: read_preparation(&root.join(PREPARATION))?, studies })
+        let preparation = read_preparation(&root.join(PREPARATION))?;
+        Ok(Cache { root: root.to_path_buf(), preparation, studies, named: read_splits(&root.join(SPLITS))? })
     }
 
     /// The folder.
@@ -203,6 +130,37 @@ impl Cache {
         self.studies.iter().filter(|study| study.split == split).collect()
     }
 
+    /// The prepared studies of a split or of a published split, in the order of their names.
+    pub fn subset(&self, subset: Subset) -> Result<Vec<&CachedStudy>> {
+        let studies: Vec<&CachedStudy> = match subset {
+            Subset::Split(split) => self.split(split),
+            Subset::Named(named) => {
+                let list = self.named.get(&named).ok_or_else(|| self.unknown(subset))?;
+                self.studies.iter().filter(|study| list.names.binary_search(&study.name).is_ok()).collect()
+            }
+        };
+        if studies.is_empty() {
+            return Err(Error::file(&self.root, format!("holds no study of the split {subset}")));
+        }
+        Ok(studies)
+    }
+
+    /// What a result on `used` studies of a subset says of its split.
+    pub fn split_record(&self, subset: Subset, used: usize) -> Result<SplitRecord> {
+        let list = match subset {
+            Subset::Split(split) => SplitList::new(self.split(split).into_iter().map(|study| study.name.clone()).collect()),
+            Subset::Named(named) => self.named.get(&named).cloned().ok_or_else(|| self.unknown(subset))?,
+        };
+        let SplitList { studies, sha256, .. } = list;
+        Ok(SplitRecord { name: subset.name().to_string(), studies, sha256, missing: studies.saturating_sub(used) })
+    }
+
+    fn unknown(&self, subset: Subset) -> Error {
+        let known = self.named.keys().map(|named| named.name()).collect::<Vec<_>>().join(", ");
+        let known = if known.is_empty() { "none".to_string() } else { known };
+        Error::field(self.root.join(SPLITS), subset.name(), format!("the dataset that was prepared has no such split; it has {known}"))
+    }
+
     /// A study's prepared volume (1, D, H, W) in f32.
     pub fn volume(&self, name: &str) -> Result<Tensor> {
         let path = volume_path(&self.root, name);
@@ -212,9 +170,7 @@ impl Cache {
 
     /// Where a study's prepared voxels lie in its scan.
     pub fn geometry(&self, name: &str) -> Result<Geometry> {
-        let path = volume_path(&self.root, name);
-        let text = weights::metadata(&path)?.remove("geometry").ok_or_else(|| Error::file(&path, "holds no geometry"))?;
-        serde_json::from_str(&text).map_err(|e| Error::field(&path, "geometry", e.to_string()))
+        Ok(read_note(&volume_path(&self.root, name))?.geometry)
     }
 
     /// Refuses a cache that was prepared otherwise than `config` says.

@@ -3,51 +3,51 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
-
-use crate::text::{FINDINGS, report_text};
+use crate::text::{FINDINGS, Sections, report_text};
 use crate::volume::CsvRescale;
 use crate::{Error, Result};
 
-use super::{DataConfig, Reconstructions, Split};
-
-/// One volume with all that is known of it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Study {
-    /// The file's name without `.nii.gz`: `valid_53_a_1`.
-    pub name: String,
-    /// `valid_53`: all volumes of a patient are in one split.
-    pub patient: String,
-    /// What it is used for.
-    pub split: Split,
-    /// The volume's file.
-    pub path: PathBuf,
-    /// The report.
-    pub report: String,
-    /// The 18 findings, where the label file has the volume.
-    pub labels: Option<[bool; 18]>,
-    /// The metadata's slope and intercept.
-    pub rescale: Option<CsvRescale>,
-    /// The metadata's spacing (z, xy) in mm.
-    pub spacing_mm: Option<[f64; 2]>,
-}
-
-/// The studies of a dataset, and what was left out and why.
-#[derive(Debug, Default)]
-pub struct Dataset {
-    /// Studies, sorted by name.
-    pub studies: Vec<Study>,
-    /// Volume, and why it is not among the studies.
-    pub left_out: Vec<(String, String)>,
-    /// Row of a CSV that cannot be read, and why.
-    pub unreadable: Vec<(String, String)>,
-}
-
-/// A CSV's cells by volume name and column.
-type Table = HashMap<String, HashMap<String, String>>;
+use super::subsets::{NamedSplit, SplitList};
+use super::table::{Row, Table, labels};
+use super::{DataConfig, Dataset, Reconstructions, Split, Study, train_split};
 
 const REPORTS: [&str; 3] = ["VolumeName", "Findings_EN", "Impressions_EN"];
 const METADATA: [&str; 5] = ["VolumeName", "RescaleSlope", "RescaleIntercept", "XYSpacing", "ZSpacing"];
+
+/// Characters of the findings from which the authors keep a report.
+const LONG: usize = 500;
+
+/// CT-RATE's two parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// 20,000 patients to learn from.
+    Train,
+    /// 1,304 patients: the test set.
+    Valid,
+}
+
+impl Part {
+    /// Both.
+    pub const ALL: [Part; 2] = [Part::Train, Part::Valid];
+
+    /// Its name in folders and volumes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::Train => "train",
+            Part::Valid => "valid",
+        }
+    }
+
+    /// Its tables below the data set's root: reports, metadata, labels.
+    pub fn tables(self) -> [String; 3] {
+        let (long, short) = (if self == Part::Train { "train" } else { "validation" }, self.name());
+        [
+            format!("radiology_text_reports/{long}_reports.csv"),
+            format!("metadata/{long}_metadata.csv"),
+            format!("multi_abnormality_labels/{short}_predicted_labels.csv"),
+        ]
+    }
+}
 
 /// Reads a CT-RATE tree at `root` (the folder `dataset` or the one above it).
 pub fn read_ct_rate(root: &Path, config: &DataConfig, seed: u64) -> Result<Dataset> {
@@ -56,51 +56,13 @@ pub fn read_ct_rate(root: &Path, config: &DataConfig, seed: u64) -> Result<Datas
         return Err(Error::file(&root, "no such folder"));
     }
     let mut dataset = Dataset::default();
-    for (split, reports, labels) in [("train", "train", "train"), ("valid", "validation", "valid")] {
-        let folder = [format!("{split}_fixed"), split.to_string()].into_iter().map(|name| root.join(name)).find(|path| path.is_dir());
-        let Some(folder) = folder else { continue };
-        let csv = |kind: &str, name: String| root.join(kind).join(name);
-        let mut tables = Tables {
-            reports: table(&csv("radiology_text_reports", format!("{reports}_reports.csv")), &REPORTS, &mut dataset)?,
-            metadata: optional(&csv("metadata", format!("{reports}_metadata.csv")), &METADATA, &mut dataset)?,
-            labels: optional(&csv("multi_abnormality_labels", format!("{labels}_predicted_labels.csv")), &label_columns(), &mut dataset)?,
-        };
-        read_split(&folder, split == "train", &mut tables, (config, seed), &mut dataset)?;
+    for part in Part::ALL {
+        let folder = [format!("{}_fixed", part.name()), part.name().to_string()].into_iter().map(|name| root.join(name));
+        let Some(folder) = folder.into_iter().find(|path| path.is_dir()) else { continue };
+        let tables = Tables::read(part, &part.tables().map(|path| root.join(path)))?;
+        dataset.add(tables.studies(&volumes(&folder)?, config, seed));
     }
-    if dataset.studies.is_empty() {
-        let why = dataset
-            .left_out
-            .first()
-            .map_or(String::new(), |(name, why)| format!("; the first of {}: {name}: {why}", dataset.left_out.len()));
-        return Err(Error::file(&root, format!("no usable study in train, train_fixed, valid or valid_fixed{why}")));
-    }
-    dataset.studies.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(dataset)
-}
-
-struct Tables {
-    reports: Table,
-    metadata: Table,
-    labels: Table,
-}
-
-fn label_columns() -> Vec<&'static str> {
-    std::iter::once("VolumeName").chain(FINDINGS).collect()
-}
-
-fn read_split(folder: &Path, train: bool, tables: &mut Tables, (config, seed): (&DataConfig, u64), dataset: &mut Dataset) -> Result<()> {
-    let files = volumes(folder)?;
-    for (file, path) in &files {
-        match study(file, path, train, tables, (config, seed)) {
-            Ok(Some(study)) => dataset.studies.push(study),
-            Ok(None) => {}
-            Err(why) => dataset.left_out.push((file.clone(), why)),
-        }
-    }
-    let mut without: Vec<&String> = tables.reports.keys().filter(|name| !files.contains_key(*name)).collect();
-    without.sort();
-    dataset.left_out.extend(without.into_iter().map(|name| (name.clone(), "has a report and no volume".to_string())));
-    Ok(())
+    dataset.finish(&root, "train, train_fixed, valid or valid_fixed")
 }
 
 /// `*/*/*.nii.gz` by file name, as the peers' scripts look for them.
@@ -109,98 +71,165 @@ fn volumes(folder: &Path) -> Result<BTreeMap<String, PathBuf>> {
     for entry in walkdir::WalkDir::new(folder).min_depth(1).max_depth(3).sort_by_file_name() {
         let entry = entry.map_err(|e| Error::file(folder, e.to_string()))?;
         let name = entry.file_name().to_string_lossy().to_string();
-        if entry.file_type().is_file() && (name.ends_with(".nii.gz") || name.ends_with(".nii")) {
+        if entry.file_type().is_file() && (name.ends_with(".nii.gz") || name.ends_with(".nii")) && !name.starts_with("part_") {
             files.insert(name, entry.path().to_path_buf());
         }
     }
     Ok(files)
 }
 
-/// The study of a file; `None`: a reconstruction that is not wanted; an error says why it is left out.
-fn study(
-    file: &str,
-    path: &Path,
-    train: bool,
-    tables: &Tables,
-    (config, seed): (&DataConfig, u64),
-) -> std::result::Result<Option<Study>, String> {
-    let name = file.trim_end_matches(".gz").trim_end_matches(".nii");
-    let parts: Vec<&str> = name.split('_').collect();
-    let [_, _, _, reconstruction] = parts[..] else {
-        return Err("its name is not SPLIT_PATIENT_SCAN_RECONSTRUCTION".to_string());
-    };
-    if config.reconstructions == Reconstructions::First && reconstruction != "1" {
-        return Ok(None);
+/// A part's tables.
+pub(super) struct Tables {
+    part: Part,
+    reports: Table,
+    metadata: Table,
+    labels: Table,
+}
+
+/// `SPLIT_PATIENT_SCAN_RECONSTRUCTION` taken apart.
+struct VolumeName<'a> {
+    patient: &'a str,
+    scan: &'a str,
+    reconstruction: u32,
+}
+
+impl<'a> VolumeName<'a> {
+    fn of(file: &'a str) -> Option<Self> {
+        let name = bare(file);
+        let (scan, reconstruction) = name.rsplit_once('_')?;
+        let (patient, letter) = scan.rsplit_once('_')?;
+        let (split, number) = patient.rsplit_once('_')?;
+        let whole = !letter.is_empty() && !number.is_empty() && !split.is_empty() && !split.contains('_');
+        whole.then_some(VolumeName { patient, scan, reconstruction: reconstruction.parse().ok()? })
     }
-    let row = tables.reports.get(file).ok_or("no row in the reports")?;
-    let report =
-        report_text(&row["Findings_EN"], &row["Impressions_EN"], config.sections).ok_or("its report is empty or \"Not given.\"")?;
-    if report.chars().count() < config.min_report_chars {
-        return Err(format!(
-            "its report has {} characters, fewer than data.min_report_chars {}",
-            report.chars().count(),
-            config.min_report_chars
-        ));
+}
+
+fn bare(file: &str) -> &str {
+    file.trim_end_matches(".gz").trim_end_matches(".nii")
+}
+
+impl Tables {
+    /// Reads reports, metadata and labels; the last two may be absent.
+    pub(super) fn read(part: Part, [reports, metadata, labels]: &[PathBuf; 3]) -> Result<Self> {
+        let label_columns: Vec<&'static str> = std::iter::once("VolumeName").chain(FINDINGS).collect();
+        Ok(Tables {
+            part,
+            reports: Table::read(reports, &REPORTS, &[])?,
+            metadata: Table::read_if_there(metadata, &METADATA)?,
+            labels: Table::read_if_there(labels, &label_columns)?,
+        })
     }
-    let patient = parts[..2].join("_");
-    let metadata = tables.metadata.get(file);
-    let number = |column: &str| metadata.and_then(|row| row[column].trim().parse::<f64>().ok());
-    let rescale = number("RescaleSlope").zip(number("RescaleIntercept")).map(|(slope, intercept)| CsvRescale { slope, intercept });
-    let xy = metadata.and_then(|row| xy_spacing(&row["XYSpacing"]));
-    Ok(Some(Study {
-        name: name.to_string(),
-        split: if train { train_split(&patient, config.validation_share, seed) } else { Split::Test },
-        patient,
-        path: path.to_path_buf(),
-        report,
-        labels: tables.labels.get(file).map(|row| std::array::from_fn(|index| matches!(row[FINDINGS[index]].trim(), "1" | "1.0"))),
-        rescale,
-        spacing_mm: number("ZSpacing").zip(xy).map(|(z, xy)| [z, xy]),
-    }))
-}
 
-/// The first number of "[0.728515625, 0.728515625]", "0.75", "(0.7, 0.7)".
-fn xy_spacing(cell: &str) -> Option<f64> {
-    let inner = cell.trim().trim_matches(['[', ']', '(', ')', '"', '\'']);
-    inner.split([',', ' ', '\\']).find(|part| !part.is_empty())?.parse().ok()
-}
+    /// The volumes that have a report.
+    pub(super) fn volumes(&self) -> impl Iterator<Item = &String> {
+        self.reports.rows.keys()
+    }
 
-/// Training or validation, by the patient's name and the seed alone: adding studies moves no other patient.
-fn train_split(patient: &str, share: f64, seed: u64) -> Split {
-    let digest = Sha256::digest(format!("{seed} {patient}").as_bytes());
-    let draw = u64::from_le_bytes(digest[..8].try_into().expect("a digest has 32 bytes")) as f64 / u64::MAX as f64;
-    if draw < share { Split::Validation } else { Split::Train }
-}
-
-fn optional(path: &Path, columns: &[&str], dataset: &mut Dataset) -> Result<Table> {
-    if path.is_file() { table(path, columns, dataset) } else { Ok(Table::new()) }
-}
-
-/// The rows of a CSV by VolumeName, these columns only. An unreadable row is left out and named; a missing column is an error.
-fn table(path: &Path, columns: &[&str], dataset: &mut Dataset) -> Result<Table> {
-    let mut reader = csv::ReaderBuilder::new().flexible(true).from_path(path).map_err(|e| Error::file(path, e.to_string()))?;
-    let header = reader.headers().map_err(|e| Error::file(path, e.to_string()))?.clone();
-    let position = |column: &&str| -> Result<usize> {
-        let at = header.iter().position(|name| name.trim() == *column);
-        at.ok_or_else(|| Error::field(path, *column, format!("no such column; found {}", header.iter().collect::<Vec<_>>().join(", "))))
-    };
-    let positions: Vec<usize> = columns.iter().map(position).collect::<Result<_>>()?;
-    let mut rows = Table::new();
-    for (index, record) in reader.records().enumerate() {
-        let line = index + 2;
-        let row = record.map_err(|e| e.to_string()).and_then(|record| {
-            let cell = |at: &usize| record.get(*at).ok_or(format!("{} cells, expected {}", record.len(), header.len()));
-            positions.iter().map(|at| cell(at).map(String::from)).collect::<std::result::Result<Vec<_>, _>>()
-        });
-        match row {
-            Ok(cells) => {
-                let name = cells[0].clone();
-                rows.insert(name, columns.iter().map(|column| column.to_string()).zip(cells).collect());
+    /// The studies of these files (by volume name), with what is left out and why, and the published splits.
+    pub(super) fn studies(&self, files: &BTreeMap<String, PathBuf>, config: &DataConfig, seed: u64) -> Dataset {
+        let mut dataset = Dataset { named: self.named(), ..Dataset::default() };
+        let first = self.first_reconstructions();
+        for (file, path) in files {
+            match self.study(file, path, &first, (config, seed)) {
+                Ok(study) => dataset.studies.push(study),
+                Err(why) => dataset.left_out.push((file.clone(), why)),
             }
-            Err(why) => dataset.unreadable.push((format!("{}: row {line}", path.display()), why)),
         }
+        let without = self.volumes().filter(|name| !files.contains_key(*name));
+        dataset.left_out.extend(without.map(|name| (name.clone(), "has a report and no volume".to_string())));
+        dataset.unreadable = [&self.reports, &self.metadata, &self.labels].into_iter().flat_map(|table| table.unreadable.clone()).collect();
+        dataset
     }
-    Ok(rows)
+
+    /// The lowest reconstruction of each scan that has a report. One whose file is missing is not replaced by another.
+    fn first_reconstructions(&self) -> HashMap<&str, u32> {
+        let mut first = HashMap::new();
+        for name in self.volumes().filter_map(|file| VolumeName::of(file)) {
+            let lowest = first.entry(name.scan).or_insert(name.reconstruction);
+            *lowest = name.reconstruction.min(*lowest);
+        }
+        first
+    }
+
+    fn named(&self) -> BTreeMap<NamedSplit, SplitList> {
+        if self.part == Part::Train {
+            return BTreeMap::new();
+        }
+        let first = self.first_reconstructions();
+        let is_first = |file: &str| VolumeName::of(file).is_some_and(|name| first[name.scan] == name.reconstruction);
+        let is_long =
+            |row: &Row| report_text(&row["Findings_EN"], "", Sections::Findings).is_some_and(|findings| findings.chars().count() >= LONG);
+        let list = |wanted: &dyn Fn(&str, &Row) -> bool| {
+            let rows = self.reports.rows.iter().filter(|(file, row)| wanted(file, row));
+            SplitList::new(rows.map(|(file, _)| bare(file).to_string()).collect())
+        };
+        BTreeMap::from([
+            (NamedSplit::CtRateValidVolumes, list(&|_, _| true)),
+            (NamedSplit::CtRateValidScans, list(&|file, _| is_first(file))),
+            (NamedSplit::CtRateValid500, list(&|file, row| is_first(file) && is_long(row))),
+        ])
+    }
+
+    /// The study of a file, or why it is left out.
+    fn study(
+        &self,
+        file: &str,
+        path: &Path,
+        first: &HashMap<&str, u32>,
+        (config, seed): (&DataConfig, u64),
+    ) -> std::result::Result<Study, String> {
+        let name = VolumeName::of(file).ok_or("its name is not SPLIT_PATIENT_SCAN_RECONSTRUCTION")?;
+        let row = self.reports.rows.get(file).ok_or("no row in the reports")?;
+        if config.reconstructions == Reconstructions::First && first.get(name.scan).is_some_and(|first| *first != name.reconstruction) {
+            return Err("another reconstruction of the scan is used (data.reconstructions: first)".to_string());
+        }
+        let report = config.report(&row["Findings_EN"], &row["Impressions_EN"])?;
+        let metadata = self.metadata.rows.get(file);
+        let mut notices = Vec::new();
+        let (rescale, spacing_mm) = match metadata {
+            Some(row) => scanner(row, &mut notices),
+            None => {
+                notices.push("no row in the metadata".to_string());
+                (None, None)
+            }
+        };
+        let split = if self.part == Part::Train { train_split(name.patient, config.validation_share, seed) } else { Split::Test };
+        Ok(Study {
+            rescale,
+            spacing_mm,
+            labels: self.labels.rows.get(file).map(labels),
+            notices,
+            ..Study::new(bare(file), name.patient, split, path, report)
+        })
+    }
+}
+
+/// Slope and intercept, and the spacing (z, xy), of a metadata row; what cannot be read is noted.
+fn scanner(row: &Row, notices: &mut Vec<String>) -> (Option<CsvRescale>, Option<[f64; 2]>) {
+    let number = |column: &str| row[column].trim().parse::<f64>().ok().filter(|value| value.is_finite());
+    let rescale = number("RescaleSlope").zip(number("RescaleIntercept")).map(|(slope, intercept)| CsvRescale { slope, intercept });
+    if rescale.is_none() {
+        notices
+            .push(format!("metadata: RescaleSlope {:?}, RescaleIntercept {:?}: no numbers", row["RescaleSlope"], row["RescaleIntercept"]));
+    }
+    let (z, xy) = (number("ZSpacing").filter(|z| *z > 0.0), xy_spacing(&row["XYSpacing"]));
+    if z.is_none() || xy.is_none() {
+        notices.push(format!("metadata: XYSpacing {:?}, ZSpacing {:?}: no spacing", row["XYSpacing"], row["ZSpacing"]));
+    }
+    (rescale, z.zip(xy).map(|(z, xy)| [z, xy]))
+}
+
+/// The spacing of "[0.728515625, 0.728515625]", "0.7,0.7", "('0.75', '0.75')", "0.7\0.7", "[0.75]", "0.75"; `None` where a part is no positive
+/// number, or where the two differ by more than a hundredth: the voxels would not be square.
+fn xy_spacing(cell: &str) -> Option<f64> {
+    let part = |text: &str| text.parse::<f64>().ok().filter(|value| value.is_finite() && *value > 0.0);
+    let separators = |c: char| c.is_whitespace() || ",;\\/[](){}'\"".contains(c);
+    let parts: Vec<f64> = cell.split(separators).filter(|text| !text.is_empty()).map(part).collect::<Option<_>>()?;
+    match parts[..] {
+        [xy] => Some(xy),
+        [x, y] if (x - y).abs() <= 0.01 * x => Some(x),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -212,18 +241,29 @@ mod tests {
         for (cell, expected) in [
             ("[0.728515625, 0.728515625]", Some(0.728515625)),
             ("[0.75]", Some(0.75)),
+            ("0.7,0.7", Some(0.7)),
             ("1.25, 1.25", Some(1.25)),
+            ("('0.75', '0.75')", Some(0.75)),
+            ("[\"0.8\", \"0.8\"]", Some(0.8)),
+            ("0.7\\0.7", Some(0.7)),
+            ("[7.5e-1 7.5e-1]", Some(0.75)),
             ("0.7", Some(0.7)),
             ("", None),
+            ("nan", None),
+            ("[0, 0]", None),
+            ("[0.7, 0.9]", None),
+            ("[0.7, 0.7, 1.5]", None),
         ] {
             assert_eq!(xy_spacing(cell), expected, "{cell}");
         }
     }
 
     #[test]
-    fn a_patient_keeps_its_split_and_shares_are_as_asked() {
-        let drawn = (0..2000).filter(|n| train_split(&format!("train_{n}"), 0.1, 7) == Split::Validation).count();
-        assert!((150..250).contains(&drawn), "{drawn}");
-        assert_eq!(train_split("train_5", 0.1, 7), train_split("train_5", 0.1, 7));
+    fn a_volume_s_name_is_split_patient_scan_and_reconstruction() {
+        let name = VolumeName::of("valid_53_a_2.nii.gz").unwrap();
+        assert_eq!((name.patient, name.scan, name.reconstruction), ("valid_53", "valid_53_a", 2));
+        for wrong in ["valid_53_a.nii.gz", "scan.nii.gz", "valid_53_a_x.nii.gz", "a_valid_53_a_1.nii.gz"] {
+            assert!(VolumeName::of(wrong).is_none(), "{wrong}");
+        }
     }
 }

@@ -22,12 +22,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use comfy_table::{Table, presets};
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use crate::text::{FINDINGS, LABELLER, label_report};
+use crate::data::SplitRecord;
+use crate::text::{FINDINGS, Labeller};
 use crate::{Error, Result};
+
+pub use crate::data::split_sha256;
 
 pub use bert_score::BertScore;
 pub use bleu::{Bleu, BleuCounts, Smoothing, Words, bleu};
@@ -102,8 +103,12 @@ pub struct Evaluation {
     pub split_sha256: String,
     /// SHA-256 of the studies with their reference reports.
     pub references_sha256: String,
+    /// The split that the studies are of, where it is known.
+    pub split: Option<SplitRecord>,
     /// Who labelled generated reports.
     pub labeller: String,
+    /// Who labelled references: the labeller, the data set's own label file (`given`), or both for different studies.
+    pub reference_labeller: String,
     /// What scores were made with that is not in this program: dictionary, jar, encoder.
     pub instruments: BTreeMap<String, String>,
     /// SHA-256 of the weights that wrote the reports, by file; empty for reports from elsewhere.
@@ -118,13 +123,30 @@ pub struct Evaluation {
     pub per_study: Vec<StudyScores>,
 }
 
+/// Who labelled the references of these pairs.
+fn reference_labeller(pairs: &[Pair], labeller: &Labeller) -> String {
+    match pairs.iter().filter(|pair| pair.labels.is_some()).count() {
+        0 => labeller.name().to_string(),
+        count if count == pairs.len() => "given".to_string(),
+        count => format!("given for {count}, {} for {}", labeller.name(), pairs.len() - count),
+    }
+}
+
+/// The findings of the references: the data set's own where it has them, else as `labeller` reads them.
+fn expected_labels(pairs: &[Pair], labeller: &Labeller) -> Result<Vec<[bool; 18]>> {
+    let unlabelled: Vec<&str> = pairs.iter().filter(|pair| pair.labels.is_none()).map(|pair| pair.reference.as_str()).collect();
+    let mut read = labeller.label(&unlabelled)?.into_iter();
+    let of_reference = |pair: &Pair| pair.labels.or_else(|| read.next()).expect("one was read for each without labels");
+    Ok(pairs.iter().map(of_reference).collect())
+}
+
 /// Scores `pairs`; the names say how (docs/metrics.md).
 pub fn evaluate(run: &str, pairs: &[Pair], instruments: &Instruments) -> Result<Evaluation> {
     if pairs.is_empty() {
         return Err(Error::Invalid(format!("{run}: there is no pair to evaluate")));
     }
-    let expected: Vec<[bool; 18]> = pairs.par_iter().map(|pair| pair.labels.unwrap_or_else(|| label_report(&pair.reference))).collect();
-    let found: Vec<[bool; 18]> = pairs.par_iter().map(|pair| label_report(&pair.generated)).collect();
+    let expected = expected_labels(pairs, &instruments.labeller)?;
+    let found = instruments.labeller.label(&pairs.iter().map(|pair| pair.generated.as_str()).collect::<Vec<_>>())?;
     let mut scores = Scores::new(pairs.len());
     let bleu = wording::add_metrics(pairs, instruments, &mut scores)?;
     let findings = labels::add_metrics(&expected, &found, &mut scores);
@@ -143,7 +165,9 @@ pub fn evaluate(run: &str, pairs: &[Pair], instruments: &Instruments) -> Result<
         studies: pairs.len(),
         split_sha256: split_sha256(pairs.iter().map(|pair| pair.study.as_str())),
         references_sha256: references_sha256(pairs.iter().map(|pair| (pair.study.as_str(), pair.reference.as_str()))),
-        labeller: LABELLER.to_string(),
+        split: None,
+        labeller: instruments.labeller.name().to_string(),
+        reference_labeller: reference_labeller(pairs, &instruments.labeller),
         instruments: instruments.names(),
         weights: BTreeMap::new(),
         writing: None,
@@ -151,14 +175,6 @@ pub fn evaluate(run: &str, pairs: &[Pair], instruments: &Instruments) -> Result<
         findings,
         per_study: studies.map(study).collect(),
     })
-}
-
-/// SHA-256 of study names, sorted, one a line: what a split is.
-pub fn split_sha256<T: AsRef<str> + Ord>(names: impl Iterator<Item = T>) -> String {
-    let mut names: Vec<T> = names.collect();
-    names.sort_unstable();
-    let lines: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
-    Sha256::digest(lines.join("\n").as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// SHA-256 of studies with their reference reports: what was scored against.
@@ -172,7 +188,13 @@ pub(crate) fn mean(values: &[f64]) -> f64 {
 
 impl fmt::Display for Evaluation {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        writeln!(f, "{}: {} studies, labels by {}", self.run, self.studies, self.labeller)?;
+        let split = self.split.as_ref().map_or(String::new(), |split| match split.missing {
+            0 => format!(" (all of the split {})", split.name),
+            missing => format!(" of the split {} ({missing} of its {} are missing)", split.name, split.studies),
+        });
+        let reference =
+            Some(&self.reference_labeller).filter(|by| **by != self.labeller).map_or(String::new(), |by| format!(", references' {by}"));
+        writeln!(f, "{}: {} studies{split}, labels by {}{reference}", self.run, self.studies, self.labeller)?;
         let mut table = Table::new();
         table.load_preset(presets::UTF8_BORDERS_ONLY).set_header(["metric", "value"]);
         for (name, value) in &self.metrics {

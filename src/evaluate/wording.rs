@@ -19,10 +19,13 @@ use super::vocabulary::Vocabulary;
 use super::wordnet::WordNet;
 use super::{Pair, mean};
 use crate::Result;
+use crate::text::Labeller;
 
 /// What scores need that is not in this program.
 #[derive(Debug, Default)]
 pub struct Instruments {
+    /// Who reads the findings out of reports.
+    pub labeller: Labeller,
     /// METEOR's synonyms; without it METEOR is named `meteor-no-synonyms`.
     pub wordnet: Option<WordNet>,
     /// `meteor-1.5.jar`, run by the `java` of the path.

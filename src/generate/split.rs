@@ -141,6 +141,7 @@ mod tests {
             split: Split::Test,
             report: String::new(),
             labels: None,
+            structure_texts: None,
         };
         let studies = [study("a", 1), study("a", 2), study("b", 1), study("c", 1)];
         let all: Vec<&CachedStudy> = studies.iter().collect();

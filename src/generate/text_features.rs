@@ -7,6 +7,7 @@ use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
 
 use crate::config::Config;
+use crate::data::CachedStudy;
 use crate::text::{EncoderConfig, Structures, TextEncoder};
 use crate::weights;
 use crate::{Error, Result};
@@ -14,10 +15,16 @@ use crate::{Error, Result};
 /// For each study and structure the feature of its text, where the report mentions the structure.
 pub type Features = Vec<Vec<Option<Vec<f32>>>>;
 
-/// Splits reports by structure and encodes each text; features are cached in `cache` by the encoder and the text's hash.
-pub fn encode_reports(config: &Config, reports: &[&str], cache: Option<&Path>) -> Result<(Features, usize)> {
+/// Each structure's text of each report, encoded; features are cached in `cache` by the encoder and the text's hash. Texts that came ready-made
+/// are taken; other reports are split by the rules.
+pub fn encode_reports(config: &Config, studies: &[&CachedStudy], cache: Option<&Path>) -> Result<(Features, usize)> {
     let structures = Structures::load(&config.text.structures)?;
-    let assigned: Vec<Vec<Option<String>>> = reports.iter().map(|report| structures.assign(report).texts).collect();
+    let names = structures.names();
+    let texts = |study: &&CachedStudy| match &study.structure_texts {
+        Some(texts) => names.iter().map(|name| texts.get(*name).cloned()).collect(),
+        None => structures.assign(&study.report).texts,
+    };
+    let assigned: Vec<Vec<Option<String>>> = studies.iter().map(texts).collect();
     let texts: Vec<String> = assigned.iter().flatten().flatten().cloned().collect();
     if texts.is_empty() {
         return Err(Error::Invalid("no report mentions any structure: stage one has nothing to learn from".to_string()));
@@ -135,6 +142,24 @@ fn write_cache(file: &Path, known: &HashMap<Hash, Vec<f32>>, width: usize) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ready_made_texts_are_taken_and_other_reports_are_split_by_the_rules() {
+        let config = Config::load("phantom", &[]).unwrap();
+        let study = |report: &str, texts: Option<BTreeMap<String, String>>| CachedStudy {
+            name: String::new(),
+            patient: String::new(),
+            split: crate::data::Split::Train,
+            report: report.to_string(),
+            labels: None,
+            structure_texts: texts,
+        };
+        let ruled = study("Heart size is normal.", None);
+        let ready = study("Both lungs are clear.", Some(BTreeMap::from([("heart".to_string(), "Heart size is normal.".to_string())])));
+        let (features, _) = encode_reports(&config, &[&ruled, &ready], None).unwrap();
+        assert_eq!(features[0], features[1]);
+        assert_eq!(features[0].iter().flatten().count(), 1);
+    }
 
     #[test]
     fn features_are_centred_a_structure_and_an_unmentioned_one_stays_absent() {

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::data::Split;
+use crate::data::Subset;
 use crate::text::label_report;
 use crate::{Error, Result};
 
@@ -72,8 +72,7 @@ impl Scored {
 }
 
 /// The evaluations of a split that `run` holds, the decoders' own first.
-pub(super) fn read_scored(run: &Path, split: Split) -> Result<Vec<Scored>> {
-    let split = format!("{split:?}").to_lowercase();
+pub(super) fn read_scored(run: &Path, split: Subset) -> Result<Vec<Scored>> {
     let mut scored = Vec::new();
     for (decoder, suffix, shuffled) in DECODERS {
         let folder = run.join(decoder).join("reports");

@@ -8,7 +8,7 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use crate::config::Config;
-use crate::data::{Cache, CachedStudy, Split};
+use crate::data::{Cache, CachedStudy, Subset};
 use crate::generate::{DRAFT, Observed, StructureEvidence, patch_evidence};
 use crate::text::{Structures, label_report};
 use crate::train::draw_curves;
@@ -35,7 +35,7 @@ pub enum Pick {
 #[derive(Debug, Clone, Copy)]
 pub struct Asked {
     /// The split whose reports were evaluated.
-    pub split: Split,
+    pub split: Subset,
     /// At most so many studies.
     pub studies: usize,
     /// Which of them.
@@ -57,7 +57,7 @@ pub fn run_page((config, cache, run): (&Config, &Cache, &Path), asked: Asked, ti
         }
     }
     let most = scored.iter().map(|decoder| decoder.pairs.len()).max().unwrap_or(0);
-    let split = format!("{:?}", asked.split).to_lowercase();
+    let split = asked.split;
     let which = match asked.pick {
         Pick::Worst => "those with the most label errors",
         Pick::Spread => "evenly from the fewest label errors to the most",

@@ -4,6 +4,7 @@ mod audit;
 pub mod bert;
 mod encoder;
 mod findings;
+mod labeller;
 mod reference_rules;
 mod report;
 mod statements;
@@ -16,6 +17,7 @@ pub use audit::{
 pub(crate) use encoder::read_bert;
 pub use encoder::{EncoderConfig, Pooling, TextEncoder, padded};
 pub use findings::{FINDINGS, LABELLER, label_report};
+pub use labeller::{Labeller, RadBertLabeller};
 pub use report::{PromptText, Sections, report_text};
 pub use statements::{Side, Statement, contradictions, impossible_sides, read_statements, sides_of};
 pub use structures::{Assignment, Labelled, Rules, Structures};

@@ -28,11 +28,15 @@ pub struct Tokenizer {
 const FAMILIES: [[&str; 3]; 3] = [["[CLS]", "[SEP]", "[PAD]"], ["<s>", "</s>", "<pad>"], ["<s>", "</s>", "<unk>"]];
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`, or WordPiece's `vocab.txt`, in `folder` (or that file itself).
+    /// Reads `tokenizer.json`, RoBERTa's `vocab.json` with `merges.txt` beside it, or WordPiece's `vocab.txt`, in `folder` (or that file itself).
     pub fn read(path: &Path) -> Result<Self> {
-        let candidates = if path.is_dir() { vec![path.join("tokenizer.json"), path.join("vocab.txt")] } else { vec![path.to_path_buf()] };
+        let names = ["tokenizer.json", "vocab.json", "vocab.txt"];
+        let candidates = if path.is_dir() { names.map(|name| path.join(name)).to_vec() } else { vec![path.to_path_buf()] };
         let file = candidates.iter().find(|file| file.is_file());
-        let file = file.ok_or_else(|| Error::file(path, "holds neither tokenizer.json nor vocab.txt"))?;
+        let file = file.ok_or_else(|| Error::file(path, "holds neither tokenizer.json nor vocab.json nor vocab.txt"))?;
+        if file.file_name().is_some_and(|name| name == "vocab.json") {
+            return Tokenizer::byte_pair(file);
+        }
         if file.extension().is_some_and(|extension| extension == "txt") {
             return Tokenizer::wordpiece(file);
         }
@@ -51,6 +55,20 @@ impl Tokenizer {
         let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"].map(|token| AddedToken::from(token, true));
         inner.add_special_tokens(special).map_err(|e| Error::file(file, e.to_string()))?;
         Tokenizer::of(inner, file)
+    }
+
+    /// RoBERTa's byte-level pairs: ids in `vocab`, merges in `merges.txt` beside it.
+    fn byte_pair(vocab: &Path) -> Result<Self> {
+        let merges = vocab.with_file_name("merges.txt");
+        let [ids, pairs] = [vocab, merges.as_path()].map(|path| path.display().to_string());
+        let model = BPE::from_file(&ids, &pairs).unk_token("<unk>".to_string()).build();
+        let model = model.map_err(|e| Error::file(vocab, format!("not a byte-pair vocabulary with merges.txt beside it: {e}")))?;
+        let mut inner = tokenizers::Tokenizer::new(model);
+        inner.with_pre_tokenizer(Some(ByteLevel::new(false, true, true)));
+        inner.with_decoder(Some(ByteLevel::default()));
+        let special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"].map(|token| AddedToken::from(token, true));
+        inner.add_special_tokens(special).map_err(|e| Error::file(vocab, e.to_string()))?;
+        Tokenizer::of(inner, vocab)
     }
 
     /// A byte-pair tokenizer learned from `texts`: `<unk>` 0, `<s>` 1, `</s>` 2, then bytes and merges; any text round-trips.

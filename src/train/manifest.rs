@@ -20,6 +20,9 @@ pub struct Manifest {
     pub config_sha256: String,
     /// Studies and SHA-256 of their sorted names, a split.
     pub splits: BTreeMap<String, (usize, String)>,
+    /// The same of the published splits, whole, prepared or not.
+    #[serde(default)]
+    pub published_splits: BTreeMap<String, (usize, String)>,
     /// SHA-256 of external weights' files that stage one starts from.
     pub weights: BTreeMap<String, String>,
     /// Processor architecture, operating system, cores.
@@ -57,6 +60,7 @@ fn manifest(config: &Config, cache: &Cache) -> Result<Manifest> {
         version: env!("CARGO_PKG_VERSION").to_string(),
         config_sha256: config.sha256()?,
         splits: [Split::Train, Split::Validation, Split::Test].map(split).into(),
+        published_splits: cache.named.iter().map(|(named, list)| (named.name().to_string(), (list.studies, list.sha256.clone()))).collect(),
         weights: weights.collect::<Result<_>>()?,
         machine: format!("{} {}, {cores} cores", std::env::consts::ARCH, std::env::consts::OS),
         licence: LICENCE.to_string(),

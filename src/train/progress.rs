@@ -22,14 +22,22 @@ const LINE_EVERY: Duration = Duration::from_secs(15);
 impl Progress {
     /// A task of `total` units called `label`.
     pub fn new(label: impl Into<String>, total: u64) -> Self {
-        let label = label.into();
+        Progress::with(label.into(), (total, ""), "{prefix:>22} [{bar:30}] {pos}/{len} {elapsed} (left {eta}) {msg}")
+    }
+
+    /// A transfer of `total` bytes called `label`.
+    pub fn of_bytes(label: impl Into<String>, total: u64) -> Self {
+        Progress::with(label.into(), (total, " bytes"), "{prefix:>22} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} (left {eta}) {msg}")
+    }
+
+    fn with(label: String, (total, unit): (u64, &'static str), template: &str) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{prefix:>22} [{bar:30}] {pos}/{len} {elapsed} (left {eta}) {msg}");
+            let style = ProgressStyle::with_template(template);
             let style = style.expect("the template is fixed and valid").progress_chars("=> ");
             ProgressBar::new(total).with_style(style).with_prefix(label.clone())
         });
         if bar.is_none() {
-            eprintln!("{label}: {total} to do");
+            eprintln!("{label}: {total}{unit} to do");
         }
         Progress { bar, label, total, started: Instant::now(), last_line: Mutex::new(Instant::now()) }
     }

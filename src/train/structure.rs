@@ -109,8 +109,8 @@ impl<'a> StructureStage<'a> {
             let what = format!("{} training studies are fewer than train_structure.training.batch {batch}", studies.len());
             return Err(Error::file(cache.root(), what));
         }
-        let reports: Vec<&str> = studies.iter().chain(&watched).map(|study| study.report.as_str()).collect();
-        let (mut features, text_width) = encode_reports(config, &reports, Some(cache.root()))?;
+        let all: Vec<&CachedStudy> = studies.iter().chain(&watched).copied().collect();
+        let (mut features, text_width) = encode_reports(config, &all, Some(cache.root()))?;
         let mut watched_features = features.split_off(studies.len());
         // the mean is the training set's alone
         let means = config.structure.head.centre_text.then(|| structure_means(&features, text_width)).transpose()?;

@@ -2,6 +2,7 @@
 
 mod chest;
 mod dicom;
+mod grey;
 mod hounsfield;
 mod inspect;
 mod nifti;
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 use crate::{Error, Result};
 
 pub use chest::{ChestCheck, looks_like_chest};
+pub use grey::{FirstSlice, GreyImages, read_grey};
 pub use hounsfield::{CsvRescale, HuPolicy, HuVerdict, apply_policy};
 pub use inspect::{Inspection, inspect};
 pub use nifti_write::{ScaledVoxels, write_nifti, write_scaled_nifti};

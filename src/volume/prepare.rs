@@ -43,6 +43,9 @@ pub struct PreparationConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SpacingSource {
+    /// The file's, where the metadata CSV says the same or nothing; the CSV's where the file says 1 mm each way, as CT-RATE v1's useless headers do.
+    /// Another contradiction is refused.
+    Auto,
     /// The file's.
     Header,
     /// The metadata CSV's (CT-CLIP's scripts; v1 files have useless headers).
@@ -172,14 +175,7 @@ impl Axis {
 /// Only the voxels that the crop needs are resampled; f64 between f32 voxels.
 pub fn prepare(volume: &Volume, config: &PreparationConfig, csv_spacing_mm: Option<[f64; 2]>) -> Result<Prepared> {
     let [nz, ny, nx] = volume.shape;
-    let [sz, sy, sx] = match config.spacing {
-        SpacingSource::Header => volume.spacing_mm,
-        SpacingSource::Csv => {
-            let missing = || Error::field(&volume.path, "XYSpacing, ZSpacing", "the metadata's spacing is wanted and missing");
-            let [z, xy] = csv_spacing_mm.ok_or_else(missing)?;
-            [z, xy, xy]
-        }
-    };
+    let [sz, sy, sx] = spacing(volume, config.spacing, csv_spacing_mm)?;
     let [tz, tx, ty] = config.target_spacing_mm;
     let [wz, wx, wy] = config.target_shape;
     let [z, x, y] = [Axis::new(nz, sz, tz, wz), Axis::new(nx, sx, tx, wx), Axis::new(ny, sy, ty, wy)];
@@ -199,6 +195,26 @@ pub fn prepare(volume: &Volume, config: &PreparationConfig, csv_spacing_mm: Opti
         layout: config.layout,
     };
     Ok(Prepared { tensor: Tensor::from_vec(values, (1, d, h, w), &Device::Cpu)?, geometry })
+}
+
+/// The spacing (z, y, x) in mm that is believed.
+fn spacing(volume: &Volume, source: SpacingSource, csv_spacing_mm: Option<[f64; 2]>) -> Result<[f64; 3]> {
+    let (header, csv) = (volume.spacing_mm, csv_spacing_mm.map(|[z, xy]| [z, xy, xy]));
+    // metadata are rounded to a few digits
+    let agree = |csv: [f64; 3]| header.iter().zip(csv).all(|(a, b)| (a - b).abs() <= 0.02 * b);
+    match (source, csv) {
+        (SpacingSource::Header, _) | (SpacingSource::Auto, None) => Ok(header),
+        (SpacingSource::Csv, Some(csv)) => Ok(csv),
+        (SpacingSource::Csv, None) => {
+            Err(Error::field(&volume.path, "XYSpacing, ZSpacing", "the metadata's spacing is wanted and missing"))
+        }
+        (SpacingSource::Auto, Some(csv)) if agree(csv) => Ok(header),
+        (SpacingSource::Auto, Some(csv)) if header == [1.0; 3] => Ok(csv),
+        (SpacingSource::Auto, Some(csv)) => {
+            let what = format!("the file's {header:.3?} mm (z, y, x) contradict the metadata's {csv:.3?}; say which with volume.spacing");
+            Err(Error::field(&volume.path, "spacing", what))
+        }
+    }
 }
 
 /// One output plane: first mixed along z, then in its own two axes.

@@ -93,6 +93,11 @@ fn from_view(view: &TensorView) -> candle_core::Result<Tensor> {
 }
 
 fn open_archive(path: &Path) -> Result<HashMap<String, Tensor>> {
+    Ok(archive_tensors(path)?.into_iter().map(|(name, tensor)| (unwrapped(&name), tensor)).collect())
+}
+
+/// The tensors of a PyTorch archive under the names that they have there. The pickle is read as data: nothing in it is called.
+pub(super) fn archive_tensors(path: &Path) -> Result<HashMap<String, Tensor>> {
     let fault = |e: candle_core::Error| Error::file(path, format!("not a PyTorch archive of tensors: {e}"));
     for nest in NESTS {
         let infos = match pickle::read_pth_tensor_info(path, false, nest) {
@@ -118,7 +123,7 @@ fn read_archive(path: &Path, nest: Option<&str>) -> Result<HashMap<String, Tenso
             let what = |what: String| Error::Tensor { source_name: path.display().to_string(), tensor: name.clone(), what };
             archive.get(name).map_err(|e| what(e.to_string()))?.ok_or_else(|| what("listed but absent".to_string()))?
         };
-        tensors.insert(unwrapped(name), tensor);
+        tensors.insert(name.clone(), tensor);
     }
     Ok(tensors)
 }
@@ -187,15 +192,24 @@ pub fn copy_files(from: &Path, to: &Path, names: &[&str]) -> Result<Vec<PathBuf>
 
 /// The metadata of a safetensors file.
 pub fn metadata(path: &Path) -> Result<HashMap<String, String>> {
+    let header = header(path)?;
+    let entries = header.get("__metadata__").and_then(|value| value.as_object());
+    let strings = entries.into_iter().flatten().filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_string())));
+    Ok(strings.collect())
+}
+
+/// The names of a safetensors file's tensors.
+pub(super) fn tensor_names(path: &Path) -> Result<Vec<String>> {
+    Ok(header(path)?.keys().filter(|name| *name != "__metadata__").cloned().collect())
+}
+
+fn header(path: &Path) -> Result<serde_json::Map<String, serde_json::Value>> {
     let mut file = fs::File::open(path).map_err(|e| Error::io(path, e))?;
     let mut length = [0u8; 8];
     file.read_exact(&mut length).map_err(|e| Error::io(path, e))?;
     let mut header = vec![0; usize::try_from(u64::from_le_bytes(length)).unwrap_or(usize::MAX).min(100_000_000)];
     file.read_exact(&mut header).map_err(|e| Error::io(path, e))?;
-    let header: serde_json::Value = serde_json::from_slice(&header).map_err(|e| Error::file(path, format!("header: {e}")))?;
-    let entries = header.get("__metadata__").and_then(|value| value.as_object());
-    let strings = entries.into_iter().flatten().filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_string())));
-    Ok(strings.collect())
+    serde_json::from_slice(&header).map_err(|e| Error::file(path, format!("header: {e}")))
 }
 
 /// A file's SHA-256, in hexadecimal.

@@ -40,12 +40,23 @@ fn a_split_is_scored_and_two_decoders_are_compared() {
         let out = succeed(&["evaluate", "--run", folder, "--data", data, "--decoder", decoder, "--json"]);
         let evaluation: Value = serde_json::from_str(&out).unwrap();
         assert!(evaluation["metrics"]["bleu_4.corpus.ptb_like"].is_number() && evaluation["findings"].as_array().unwrap().len() == 18);
+        // all of the split, by its hash; the phantoms' label file labelled the references
+        let split = &evaluation["split"];
+        assert_eq!((&split["name"], &split["missing"], &split["sha256"]), (&"test".into(), &0.into(), &evaluation["split_sha256"]));
+        assert_eq!((&evaluation["labeller"], &evaluation["reference_labeller"]), (&"ctscribe rules 2".into(), &"given".into()));
     }
     let (llama, bert) = (run_folder.join("llama"), run_folder.join("bert"));
     let table = succeed(&["compare", text(&llama), text(&bert), "--format", "markdown"]);
     assert!(table.contains("| metric | llama | bert |") && table.contains("labels.f1.macro_supported"), "{table}");
-    let recall = succeed(&["retrieve", "--run", folder, "--data", data]);
-    assert!(recall.contains("R@1"), "{recall}");
+    let recall = succeed(&["retrieve", "--run", folder, "--data", data, "--split", "ct-rate-valid-scans"]);
+    assert!(recall.contains("R@1") && recall.contains("volumes of ct-rate-valid-scans (sha256 "), "{recall}");
+    let named = succeed(&["evaluate", "--run", folder, "--data", data, "--split", "ct-rate-valid-scans", "--limit", "1", "--json"]);
+    let split = serde_json::from_str::<Value>(&named).unwrap()["split"].clone();
+    assert_eq!(split["missing"], split["studies"].as_u64().unwrap() - 1);
+    let manifest: Value = serde_json::from_str(&std::fs::read_to_string(run_folder.join("manifest.json")).unwrap()).unwrap();
+    assert_eq!(manifest["published_splits"]["ct-rate-valid-scans"][1], split["sha256"]);
+    let (code, _, err) = run(&["evaluate", "--run", folder, "--data", data, "--labeller", "radbert", "--weights", "nowhere"]);
+    assert!(code == 1 && err.contains("weights fetch radbert-classifier"), "{err}");
 }
 
 #[test]
@@ -60,7 +71,7 @@ fn an_adapter_is_inspected_and_merged_into_its_base() {
 #[test]
 fn presets_are_listed_shown_and_checked() {
     let names = succeed(&["config", "list"]);
-    assert_eq!(names.lines().collect::<Vec<_>>(), ["phantom", "ct-rate-llama2-7b", "ct-rate-bert", "reference-code"]);
+    assert_eq!(names.lines().collect::<Vec<_>>(), ["phantom", "ct-rate-llama2-7b", "ct-rate-bert", "reference-code", "ctrg-548k"]);
     for name in names.lines() {
         assert!(succeed(&["config", "check", name]).contains("no fault"));
     }

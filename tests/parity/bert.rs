@@ -6,8 +6,9 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor, Var};
 use ctscribe::decoder::bert::{BertDecoder, BertDecoderConfig, BertPrompt};
 use ctscribe::decoder::{GenerationConfig, Strategy, generate};
-use ctscribe::text::Tokenizer;
+use ctscribe::evaluate::{Instruments, Pair, evaluate};
 use ctscribe::text::bert::{BertConfig, BertEncoder, NormPlace, RadBert};
+use ctscribe::text::{LABELLER, Labeller, Tokenizer};
 use ctscribe::weights::{self, Params};
 
 use crate::fixtures::{assert_close, folder, max_difference, tensors};
@@ -68,6 +69,67 @@ fn radbert_gives_the_peers_logits_and_labels_from_either_file() {
         assert_close("logits", &model.logits(&ids, mask).unwrap(), &f["logits"], 1e-5);
         assert_eq!(max_difference(&model.labels(&ids, mask).unwrap(), &f["labels"]), 0.0);
     }
+}
+
+/// RadBERT's folder as it is fetched, with a vocabulary of letters in place of its own.
+fn radbert_folder(fixture: &Path, checkpoint: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["config.json", checkpoint] {
+        std::fs::copy(fixture.join(name), folder.path().join(name)).unwrap();
+    }
+    let letters = ('a'..='z').map(String::from).chain(["\u{120}", ".", "lu", "\u{120}lu", "<mask>"].map(String::from));
+    let tokens = ["<s>", "<pad>", "</s>", "<unk>"].map(String::from).into_iter().chain(letters);
+    let vocabulary: HashMap<String, usize> = tokens.enumerate().map(|(id, token)| (token, id)).collect();
+    std::fs::write(folder.path().join("vocab.json"), serde_json::to_string(&vocabulary).unwrap()).unwrap();
+    std::fs::write(folder.path().join("merges.txt"), "#version: 0.2\nl u\n\u{120} lu\n").unwrap();
+    folder
+}
+
+#[test]
+fn the_radbert_labeller_tokenizes_as_roberta_labels_as_the_model_and_names_its_weights() {
+    let Some(fixture) = folder("radbert") else { return };
+    let folder = radbert_folder(&fixture, "RadBertClassifier.pth");
+    // by hand: <s>, "lu" merged, its letters, a blank merged with "lu", an unknown capital, </s>
+    let (text, ids) = ("lung lub. X", vec![0u32, 32, 17, 10, 33, 5, 31, 30, 3, 2]);
+    assert_eq!(Tokenizer::read(folder.path()).unwrap().encode_whole(text, 512).unwrap().0, ids);
+    let labeller = Labeller::radbert(folder.path()).unwrap();
+    let long = "heart lung vessel bone ".repeat(20);
+    let texts = ["a", text, &long, "pleura", "heart size is normal."];
+    let together = labeller.label(&texts).unwrap();
+    let params = Params::loaded("model", weights::open(&fixture.join("RadBertClassifier.pth")).unwrap(), &Device::Cpu).frozen();
+    let model = RadBert::new(&BertConfig::read(&fixture.join("config.json")).unwrap(), 18, &params).unwrap();
+    for (text, found) in texts.iter().zip(&together) {
+        // 34 positions hold 32 tokens: longer reports lose their end, as the peers' do
+        let ids = Tokenizer::read(folder.path()).unwrap().encode_whole(text, 32).unwrap().0;
+        let (ids, mask) = ctscribe::text::padded(&[ids], 1).unwrap();
+        let alone: Vec<u8> = model.labels(&ids, &mask).unwrap().squeeze(0).unwrap().to_vec1().unwrap();
+        assert_eq!(found.map(u8::from).to_vec(), alone, "{text}");
+    }
+    assert!(together.iter().flatten().any(|label| *label) && !together.iter().flatten().all(|label| *label));
+    assert_eq!(labeller.name(), format!("RadBERT classifier {}", &weights::sha256(&fixture.join("RadBertClassifier.pth")).unwrap()[..12]));
+}
+
+#[test]
+fn scores_say_who_labelled_the_reports_and_who_the_references() {
+    let Some(fixture) = folder("radbert") else { return };
+    let folder = radbert_folder(&fixture, "model.safetensors");
+    let pair = |study: &str, labels| Pair { study: study.into(), generated: "lung lu.".into(), reference: "bone.".into(), labels };
+    let given = [pair("a", Some([true; 18])), pair("b", None)];
+    let instruments = Instruments { labeller: Labeller::radbert(folder.path()).unwrap(), ..Instruments::default() };
+    let (by_radbert, labeller) = (evaluate("run", &given, &instruments).unwrap(), &instruments.labeller);
+    assert!(by_radbert.labeller.starts_with("RadBERT classifier "));
+    assert_eq!(by_radbert.reference_labeller, format!("given for 1, {} for 1", labeller.name()));
+    assert_eq!(by_radbert.per_study[0].expected, [true; 18]);
+    assert_eq!(vec![by_radbert.per_study[1].found], labeller.label(&["lung lu."]).unwrap());
+    let by_rules = evaluate("run", &given[..1], &Instruments::default()).unwrap();
+    assert_eq!((by_rules.labeller.as_str(), by_rules.reference_labeller.as_str()), (LABELLER, "given"));
+}
+
+#[test]
+fn a_folder_without_radbert_s_weights_says_how_to_get_them() {
+    let empty = tempfile::tempdir().unwrap();
+    let message = Labeller::radbert(empty.path()).unwrap_err().to_string();
+    assert!(message.contains("ctscribe weights fetch radbert-classifier"), "{message}");
 }
 
 fn decoder_config(folder: &Path) -> BertDecoderConfig {

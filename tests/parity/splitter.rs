@@ -1,6 +1,6 @@
 //! Structures of sentences: the authors' splitter exactly, ours measured on labelled sentences.
 
-use ctscribe::text::{Structures, Study, audit_labels, audit_structures, read_studies};
+use ctscribe::text::{Labeller, Structures, Study, audit_labels, audit_structures, read_studies};
 
 use crate::fixtures::{data, folder};
 
@@ -97,10 +97,10 @@ fn the_rule_labeller_agrees_with_the_silver_labels_of_real_reports() {
     let Some(path) = data("text/ctclip_train.csv") else { return };
     let studies = read_studies(&path).unwrap();
     for (name, which) in [("half 0, read while the rules were written", 0), ("half 1, not read", 1)] {
-        let audit = audit_labels(studies.iter().filter(|study| half(&study.text) == which));
+        let audit = audit_labels(studies.iter().filter(|study| half(&study.text) == which), &Labeller::Rules).unwrap();
         println!("{name}: {} reports, macro F1 {:.4}, micro F1 {:.4}", audit.reports, audit.macro_f1, audit.micro_f1);
     }
-    let audit = audit_labels(&studies);
+    let audit = audit_labels(&studies, &Labeller::Rules).unwrap();
     println!("{audit}");
     assert!(audit.reports == 800 && audit.macro_f1 >= 0.94 && audit.micro_f1 >= 0.94, "macro {}, micro {}", audit.macro_f1, audit.micro_f1);
 }

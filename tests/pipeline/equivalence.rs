@@ -116,8 +116,7 @@ fn stage_two_recomputed_draws_the_same_dropout() {
 fn single_graph(config: &Config) -> (Gradients, f64) {
     let cache = tiny::shared();
     let studies = cache.split(Split::Train);
-    let reports: Vec<&str> = studies.iter().map(|study| study.report.as_str()).collect();
-    let (mut features, width) = encode_reports(config, &reports, None).unwrap();
+    let (mut features, width) = encode_reports(config, &studies, None).unwrap();
     let means = structure_means(&features, width).unwrap();
     centre(&mut features, Some(&means)).unwrap();
     let mut observer = Observer::fresh(config, width).unwrap();

@@ -22,7 +22,7 @@ fn every_stage_feeds_the_next_and_reports_carry_their_evidence() {
     check_observation(&Observed::read(&run, &cache.studies[0].name).unwrap());
     for kind in [DecoderKind::Llama, DecoderKind::Bert] {
         train_report(&config, cache, &run, kind, false).unwrap();
-        let question = Question { split: Split::Test, visual: Visual::Own, limit: None };
+        let question = Question { split: Split::Test.into(), visual: Visual::Own, limit: None };
         let (evaluation, pairs) = evaluate_run((&config, cache, &run), kind, question, &Instruments::default(), &mut |_| {}).unwrap();
         assert_eq!((evaluation.studies, pairs.len()), (cache.split(Split::Test).len(), cache.split(Split::Test).len()));
         assert_eq!(read_evaluation(&run.join(kind.name()).join("reports/test.json")).unwrap(), evaluation);

@@ -44,7 +44,7 @@ fn row((slope, intercept): (f64, f64)) -> Option<CsvRescale> {
     Some(CsvRescale { slope, intercept })
 }
 
-fn mapped(scan: &Volume, map: impl Fn(f64) -> f64) -> Volume {
+fn mapped(scan: &Volume, mut map: impl FnMut(f64) -> f64) -> Volume {
     Volume { values: scan.values.iter().map(|value| map(f64::from(*value)) as f32).collect(), ..scan.clone() }
 }
 
@@ -189,4 +189,100 @@ fn the_other_policies_do_as_they_say() {
         let named = "synthetic.nii.gz: RescaleSlope: the policy wants the metadata's slope and intercept, and there is no row";
         assert!(without.is_ok() || without == Err(named.to_string()));
     }
+}
+
+/// A drawn chest, in Hounsfield units.
+fn phantom() -> Volume {
+    let config = ctscribe::config::Config::load("phantom", &[]).unwrap().phantoms.unwrap();
+    let drawn = ctscribe::data::phantom::draw(3, 1, &config);
+    let values = drawn.values.iter().map(|value| f32::from(*value)).collect();
+    let path = "phantom.nii.gz".into();
+    Volume {
+        values,
+        shape: drawn.shape,
+        spacing_mm: drawn.spacing_mm,
+        affine: drawn.affine,
+        path,
+        format: "test".into(),
+        notices: Vec::new(),
+    }
+}
+
+/// What a copy is, and what must be decided.
+struct Variant {
+    copy: Volume,
+    csv: Option<CsvRescale>,
+    /// `None`: refused; else the decision and the Hounsfield units that must come out, within a tolerance.
+    expected: Option<(&'static str, Volume, f32)>,
+    what: String,
+}
+
+/// One of each kind, with numbers drawn.
+fn variants(scan: &Volume, rng: &mut impl rand::Rng) -> Vec<Variant> {
+    let whole = |volume: Volume| mapped(&volume, f64::round);
+    let hu = whole(scan.clone());
+    let slope = [1.0, 1.0, 1.0, 0.5, 2.0][rng.random_range(0..5)];
+    let intercept = [-1024.0, -1000.0, -8192.0, f64::from(rng.random_range(-3000..-300))][rng.random_range(0..4)];
+    let rescale = row((slope, intercept));
+    let any_row = [None, row((1.0, 0.0)), rescale][rng.random_range(0..3)];
+    let stored = whole(mapped(&hu, |hu| (hu - intercept) / slope));
+    let shift = f64::from(rng.random_range(200..800)) * [1.0, -1.0][rng.random_range(0..2)];
+    let (low, high) = (f64::from(rng.random_range(-1350..-1000)), f64::from(rng.random_range(250..3071)));
+    let padding = [-2000.0, -2048.0, -3024.0][rng.random_range(0..3)];
+    let noise = f64::from(rng.random_range(5..25));
+    let hu_as = |copy: Volume, what: String| Variant { expected: Some(("already_hu", copy.clone(), 0.0)), copy, csv: any_row, what };
+    let refused = |copy: Volume, csv: Option<CsvRescale>, what: String| Variant { copy, csv, expected: None, what };
+    let mut padded = hu.clone();
+    let nx = padded.shape[2];
+    padded.values.chunks_exact_mut(nx).for_each(|line| line[..nx / 10].fill(padding as f32));
+    let noisy = whole(mapped(&hu, |hu| hu + noise * (rng.random::<f64>() + rng.random::<f64>() + rng.random::<f64>() - 1.5)));
+    let clipped = mapped(&hu, |hu| hu.clamp(low, high));
+    // of a slope of two or a small intercept such clipping would leave the units whole
+    let far = [-1024.0, -1000.0, -8192.0][rng.random_range(0..3)];
+    let destroyed = mapped(&hu, |hu| (hu - far).clamp(-1000.0, 1000.0));
+    let twice = mapped(&hu, |hu| slope * hu + intercept);
+    let back = Some(("rescaled_by_csv", hu.clone(), (slope.abs() / 2.0) as f32 + 2e-3));
+    vec![
+        hu_as(hu.clone(), "v2: units".to_string()),
+        Variant { copy: stored.clone(), csv: rescale, expected: back, what: format!("v1: stored, slope {slope}, intercept {intercept}") },
+        refused(stored, None, "v1: stored, without a row".to_string()),
+        refused(twice.clone(), rescale, format!("rescaled twice, slope {slope}, intercept {intercept}")),
+        refused(twice, None, "rescaled twice, without a row".to_string()),
+        refused(mapped(&hu, |hu| hu + shift), None, format!("shifted by {shift}")),
+        refused(mapped(&hu, |hu| hu + shift), row((1.0, 0.0)), format!("shifted by {shift}, an idle row")),
+        hu_as(clipped, format!("clipped to {low}..{high}")),
+        refused(destroyed, row((1.0, far)), format!("stored, clipped as units, intercept {far}")),
+        hu_as(padded, format!("padded with {padding}")),
+        hu_as(noisy, format!("with noise of {noise}")),
+        refused(mapped(&hu, |hu| ((hu.clamp(-1000.0, 400.0) + 1000.0) * 255.0 / 1400.0).round()), any_row, "grey values".to_string()),
+    ]
+}
+
+#[test]
+fn of_more_than_two_hundred_drawn_copies_none_gets_a_wrong_verdict() {
+    use rand::SeedableRng;
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(2026);
+    let scans: Vec<Volume> = scans().into_iter().chain([phantom()]).collect();
+    let (mut seen, mut wrong) = (0, Vec::new());
+    while seen < 216 {
+        for variant in scans.iter().flat_map(|scan| variants(scan, &mut rng)) {
+            seen += 1;
+            let mut copy = variant.copy.clone();
+            let verdict = apply_policy(&mut copy, variant.csv, HuPolicy::Auto);
+            let right = match (&verdict, &variant.expected) {
+                (Err(_), None) => true,
+                (Ok(verdict), Some((decision, expected, tolerance))) => {
+                    let near = copy.values.iter().zip(&expected.values).all(|(a, b)| (a - b).abs() <= *tolerance);
+                    verdict.decision == *decision && near
+                }
+                _ => false,
+            };
+            if !right {
+                let found = verdict.map_or_else(|error| error.to_string(), |verdict| format!("{} {}", verdict.decision, verdict.evidence));
+                wrong.push(format!("{}: {}: {found}", copy.path.display(), variant.what));
+            }
+        }
+    }
+    println!("{seen} copies of {} scans, {} wrong", scans.len(), wrong.len());
+    assert!(wrong.is_empty(), "{} of {seen}:\n{}", wrong.len(), wrong.join("\n"));
 }

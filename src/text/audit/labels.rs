@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::text::{FINDINGS, LABELLER, label_report};
+use crate::Result;
+use crate::text::{FINDINGS, Labeller};
 
 use super::{Agreement, Study};
 
@@ -12,7 +13,7 @@ use super::{Agreement, Study};
 #[derive(Debug, Clone, Serialize)]
 pub struct LabelAudit {
     /// The labeller's name.
-    pub labeller: &'static str,
+    pub labeller: String,
     /// Reports compared.
     pub reports: usize,
     /// Finding by finding.
@@ -23,20 +24,19 @@ pub struct LabelAudit {
     pub micro_f1: f64,
 }
 
-/// Compares the labeller with the studies' own labels; studies without labels do not count.
-pub fn audit_labels<'a>(studies: impl IntoIterator<Item = &'a Study>) -> LabelAudit {
+/// Compares a labeller with the studies' own labels; studies without labels do not count.
+pub fn audit_labels<'a>(studies: impl IntoIterator<Item = &'a Study>, labeller: &Labeller) -> Result<LabelAudit> {
+    let labelled: Vec<(&str, [bool; 18])> = studies.into_iter().filter_map(|study| Some((study.text.as_str(), study.labels?))).collect();
+    let found = labeller.label(&labelled.iter().map(|(text, _)| *text).collect::<Vec<_>>())?;
     let mut findings: Vec<(&'static str, Agreement)> = FINDINGS.iter().map(|name| (*name, Agreement::default())).collect();
-    let mut reports = 0;
-    for study in studies {
-        let Some(expected) = study.labels else { continue };
-        reports += 1;
-        let found = label_report(&study.text);
-        findings.iter_mut().zip(found.into_iter().zip(expected)).for_each(|((_, counts), (found, expected))| counts.count(found, expected));
+    for ((_, expected), found) in labelled.iter().zip(found) {
+        let both = found.into_iter().zip(*expected);
+        findings.iter_mut().zip(both).for_each(|((_, counts), (found, expected))| counts.count(found, expected));
     }
     let scores: Vec<f64> = findings.iter().map(|(_, counts)| counts.f1()).filter(|f1| !f1.is_nan()).collect();
     let micro = Agreement::sum(findings.iter().map(|(_, counts)| counts));
     let macro_f1 = scores.iter().sum::<f64>() / scores.len() as f64;
-    LabelAudit { labeller: LABELLER, reports, findings, macro_f1, micro_f1: micro.f1() }
+    Ok(LabelAudit { labeller: labeller.name().to_string(), reports: labelled.len(), findings, macro_f1, micro_f1: micro.f1() })
 }
 
 impl fmt::Display for LabelAudit {
@@ -68,7 +68,7 @@ mod tests {
         emphysema[7] = true;
         (both[7], both[8]) = (true, true);
         let studies = [study("Emphysema is seen.", emphysema), study("Emphysema and a consolidation are seen.", both)];
-        let audit = audit_labels(&studies);
+        let audit = audit_labels(&studies, &Labeller::Rules).unwrap();
         // Emphysema 2 of 2, atelectasis missed, consolidation extra.
         assert_eq!(audit.findings[7].1, Agreement { hit: 2, extra: 0, missed: 0 });
         assert!((audit.micro_f1 - 2.0 * 2.0 / (2.0 * 2.0 + 2.0)).abs() < 1e-12 && (audit.macro_f1 - 1.0 / 3.0).abs() < 1e-12);
