@@ -4,7 +4,7 @@ use std::path::Path;
 
 use ctscribe::assess::{Question, evaluate_run_shared};
 use ctscribe::config::Config;
-use ctscribe::data::Split;
+use ctscribe::data::{Split, Subset};
 use ctscribe::evaluate::Instruments;
 use ctscribe::generate::{DecoderKind, Visual, observe_shared};
 use ctscribe::ranks::{Alone, Communicator};
@@ -45,7 +45,7 @@ fn work(config: &Config, run: &Path, pieces: &[u64], ranks: &dyn Communicator) {
     assert_eq!((observed.observed, observed.failed.len()), (cache.studies.len(), 0));
     for kind in [DecoderKind::Llama, DecoderKind::Bert] {
         calls().for_each(|call| drop(train_report_for(config, cache, run, kind, call).unwrap()));
-        let question = Question { split: Split::Test.into(), visual: Visual::Own, limit: None };
+        let question = Question { split: Subset::Split(Split::Test), visual: Visual::Own, limit: None };
         evaluate_run_shared((config, cache, run), kind, question, (&Instruments::default(), ranks), &mut |_| {}).unwrap();
     }
 }
