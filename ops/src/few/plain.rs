@@ -79,6 +79,8 @@ mod x86 {
                             columns[m] = _mm512_loadu_ps(x.as_ptr().add(m * k + p));
                         }
                         for r in 0..ROWS {
+                            // the next group's rows: a processor's own foresight ends with a page, which often is a row; past the end nothing happens
+                            _mm_prefetch::<_MM_HINT_T0>(rows[r].wrapping_add((ROWS * k + p) * $bytes).cast());
                             let row = $whole(rows[r].add(p * $bytes));
                             for m in 0..M {
                                 sums[r][m] = _mm512_fmadd_ps(row, columns[m], sums[r][m]);

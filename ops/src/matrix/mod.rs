@@ -10,7 +10,7 @@ use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, S
 use rayon::prelude::*;
 
 pub use format::Format;
-pub(crate) use format::{SPAN, half_at, widen, words};
+pub(crate) use format::{SPAN, widen, words};
 
 use crate::cpu::{Values, values};
 use crate::few::rows_times;
