@@ -1,5 +1,7 @@
 //! Two studies can be learned by heart, at both stages and by both decoders.
 
+use std::path::Path;
+
 use ctscribe::data::Split;
 use ctscribe::generate::{DecoderKind, SplitWriter, Visual, observe, open_decoder};
 use ctscribe::ranks::Alone;
@@ -39,13 +41,13 @@ fn two_studies_are_learned_by_heart() {
     assert_eq!(studies.len(), 2);
     train_language(&config, &cache, &run, false).unwrap();
     train_structure(&config, &cache, &run, false).unwrap();
-    let losses = tiny::losses(&run.join("structure"));
+    let losses = losses_of(&run.join("structure"));
     let (first, last) = (losses[0], losses[losses.len() - 1]);
     assert!(last < 0.25 * first, "stage one: loss {first} at first, {last} at last");
     observe(&config, &cache, &run, |_| {}).unwrap();
     for kind in [DecoderKind::Llama, DecoderKind::Bert] {
         train_report(&config, &cache, &run, kind, false).unwrap();
-        let losses = tiny::losses(&run.join(kind.name()));
+        let losses = losses_of(&run.join(kind.name()));
         let (first, last) = (losses[0], losses[losses.len() - 1]);
         assert!(last < 0.05 * first, "{}: loss {first} at first, {last} at last", kind.name());
         let decoder = open_decoder(&config, &run, kind, None).unwrap();
@@ -55,4 +57,11 @@ fn two_studies_are_learned_by_heart() {
             assert_eq!(written.text, study.report, "{}", kind.name());
         }
     }
+}
+
+/// The losses that a stage wrote to its `metrics.jsonl`.
+fn losses_of(folder: &Path) -> Vec<f64> {
+    let text = std::fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    lines.filter_map(|line| line.get("loss")?.as_f64()).collect()
 }

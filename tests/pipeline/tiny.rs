@@ -96,10 +96,3 @@ pub fn contents(path: &Path) -> Vec<u8> {
     contents.extend(format!("{metadata:?}").into_bytes());
     contents
 }
-
-/// The losses that a stage wrote to its `metrics.jsonl`.
-pub fn losses(folder: &Path) -> Vec<f64> {
-    let text = std::fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
-    let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-    lines.filter_map(|line| line.get("loss")?.as_f64()).collect()
-}
