@@ -60,10 +60,7 @@ pub fn open_llama(base: &Path) -> Result<Llama> {
         return Err(Error::file(base, "no LLaMA here: it holds no config.json"));
     }
     let mapped = Mapped::open(base)?;
-    let config = match mapped.gguf() {
-        Some(metadata) if !base.is_dir() => LlamaConfig::of_gguf(base, metadata, mapped.shape("lm_head.weight").is_none())?,
-        _ => LlamaConfig::read(&path)?,
-    };
+    let config = LlamaConfig::of_base(base, &mapped)?;
     let params = Params::mapped(mapped, &Device::Cpu);
     let model = Llama::new(&config, &params)?;
     params.finish()?;

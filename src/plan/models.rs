@@ -92,11 +92,7 @@ pub fn base(config: &Config) -> Result<(Vec<String>, Base)> {
         ));
     }
     let mapped = Mapped::open(folder)?;
-    let sizes = match mapped.gguf() {
-        Some(metadata) if !folder.is_dir() => LlamaConfig::of_gguf(folder, metadata, mapped.shape("lm_head.weight").is_none())?,
-        _ => LlamaConfig::read(&folder.join("config.json"))?,
-    };
-    let bytes = mapped.bytes();
+    let (sizes, bytes) = (LlamaConfig::of_base(folder, &mapped)?, mapped.bytes());
     Ok((vec![format!("{}: {:.2} GB of weights", folder.display(), bytes as f64 / 1e9)], Base { config: sizes, bytes }))
 }
 

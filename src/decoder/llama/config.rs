@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::layer::PROJECTIONS;
 
-use crate::weights::GgufMetadata;
+use crate::weights::{GgufMetadata, Mapped};
 use crate::{Error, Result};
 
 /// The part of a LLaMA `config.json` that decides what is computed.
@@ -156,6 +156,14 @@ impl LlamaConfig {
         let (dim, ffn) = (self.hidden_size, self.intermediate_size);
         let (q, kv) = (self.num_attention_heads * self.head_width(), self.kv_heads() * self.head_width());
         [(q, dim), (kv, dim), (kv, dim), (dim, q), (ffn, dim), (ffn, dim), (dim, ffn)]
+    }
+
+    /// The sizes of the model in `base`, opened as `mapped`: those of a GGUF file by itself, else of the folder's `config.json`.
+    pub fn of_base(base: &Path, mapped: &Mapped) -> Result<Self> {
+        match mapped.gguf() {
+            Some(metadata) if !base.is_dir() => Self::of_gguf(base, metadata, mapped.shape("lm_head.weight").is_none()),
+            _ => Self::read(&base.join("config.json")),
+        }
     }
 
     /// The sizes of a published model: `llama2-7b`, or those of the benchmarks (`llama-1b`: TinyLlama's; `llama-tiny`).
