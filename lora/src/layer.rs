@@ -160,7 +160,11 @@ impl<M: BaseLinear> Adapted<M> {
 
     /// The same without gradients to the adapter, which does not change while `fixed` is in use.
     pub fn forward_detached(&self, x: &Tensor, fixed: &FixedFactor) -> Result<Tensor> {
-        let y = self.base.forward(x)?;
+        self.adapt_detached(self.base.forward(x)?, x, fixed)
+    }
+
+    /// As [`Self::forward_detached`], `y` being what the base makes of x.
+    pub fn adapt_detached(&self, y: Tensor, x: &Tensor, fixed: &FixedFactor) -> Result<Tensor> {
         let Some(adapter) = &self.adapter else { return Ok(y) };
         let sum = (y + adapter.delta_detached(x)?)?;
         let Some(magnitude) = &adapter.magnitude else { return Ok(sum) };

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, Layout, Result, Shape, Tensor, bail};
 
 use crate::composed;
-use crate::cpu::{PIECE, Values, for_pieces, for_pieces2, fused, rows_a_piece, values};
+use crate::cpu::{PIECE, Values, fused, made_in_pieces, made_in_pieces2, rows_a_piece, values};
 use crate::simd::{normal_cdf, normal_density, sigmoid, vectorised};
 
 /// GELU with the exact error function, elementwise. Any shape.
@@ -89,16 +89,14 @@ impl CustomOp1 for Gelu {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = values(x, layout)?;
-        let mut y = vec![0.0; x.len()];
-        for_pieces(&mut y, PIECE, |i, y| gelu_values(&x[i * PIECE..], y));
+        let y = made_in_pieces(x.len(), PIECE, |i, y| gelu_values(&x[i * PIECE..], y));
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let grad = grad.contiguous()?;
         let (x_values, grad) = (Values::of(x)?, Values::of(&grad)?);
-        let mut dx = vec![0.0; x_values.len()];
-        for_pieces(&mut dx, PIECE, |i, dx| gelu_gradient(&x_values[i * PIECE..], &grad[i * PIECE..], dx));
+        let dx = made_in_pieces(x_values.len(), PIECE, |i, dx| gelu_gradient(&x_values[i * PIECE..], &grad[i * PIECE..], dx));
         Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
     }
 }
@@ -117,9 +115,8 @@ impl CustomOp1 for GegluHalves {
         };
         *last /= 2;
         let (half, both) = (*last, values(both, layout)?);
-        let mut y = vec![0.0; both.len() / 2];
         let piece = rows_a_piece(half) * half;
-        for_pieces(&mut y, piece, |i, y| {
+        let y = made_in_pieces(both.len() / 2, piece, |i, y| {
             for (y, both) in y.chunks_exact_mut(half).zip(both[2 * i * piece..].chunks_exact(2 * half)) {
                 gelu_gate(&both[half..], &both[..half], y);
             }
@@ -130,9 +127,8 @@ impl CustomOp1 for GegluHalves {
     fn bwd(&self, both: &Tensor, y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let (half, grad) = (y.dim(D::Minus1)?, grad.contiguous()?);
         let (values, grad) = (Values::of(both)?, Values::of(&grad)?);
-        let mut gradient = vec![0.0; values.len()];
         let piece = rows_a_piece(2 * half) * half;
-        for_pieces(&mut gradient, 2 * piece, |i, gradient| {
+        let gradient = made_in_pieces(values.len(), 2 * piece, |i, gradient| {
             let rows = values[2 * i * piece..].chunks_exact(2 * half).zip(grad[i * piece..].chunks_exact(half));
             for (gradient, (both, grad)) in gradient.chunks_exact_mut(2 * half).zip(rows) {
                 let (dvalue, dgate) = gradient.split_at_mut(half);
@@ -163,16 +159,14 @@ impl CustomOp2 for Gated {
             bail!("{}: the gate is {:?}, the value {:?}", self.name, gl.shape(), vl.shape());
         }
         let (gate, value) = (values(gate, gl)?, values(value, vl)?);
-        let mut y = vec![0.0; gate.len()];
-        for_pieces(&mut y, PIECE, |i, y| (self.forward)(&gate[i * PIECE..], &value[i * PIECE..], y));
+        let y = made_in_pieces(gate.len(), PIECE, |i, y| (self.forward)(&gate[i * PIECE..], &value[i * PIECE..], y));
         Ok((CpuStorage::F32(y), gl.shape().clone()))
     }
 
     fn bwd(&self, gate: &Tensor, value: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
         let (g, v, grad) = (Values::of(gate)?, Values::of(value)?, Values::of(&grad)?);
-        let (mut dgate, mut dvalue) = (vec![0.0; g.len()], vec![0.0; g.len()]);
-        for_pieces2((&mut dgate, PIECE), (&mut dvalue, PIECE), |i, dgate, dvalue| {
+        let (dgate, dvalue) = made_in_pieces2((g.len(), PIECE), (g.len(), PIECE), |i, dgate, dvalue| {
             let start = i * PIECE;
             (self.backward)(&g[start..], &v[start..], &grad[start..], dgate, dvalue);
         });

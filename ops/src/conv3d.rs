@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::composed;
-use crate::cpu::{Values, for_pieces, fused, sum_partials, sum_rows, values};
+use crate::cpu::{Values, fused, made_in_pieces, sum_partials, sum_rows, values};
 use crate::simd::vectorised;
 
 /// How the first axis is padded; the other two have one zero on each side.
@@ -83,8 +83,7 @@ vectorised! {
 fn correlate(x: &[f32], size: Size, taps: &[f32], bias: &[f32], front: usize) -> Vec<f32> {
     let (depth, h, w, c) = size;
     let plane = h * w * c;
-    let mut y = vec![0.0; x.len()];
-    for_pieces(&mut y, plane.max(1), |i, y| {
+    let y = made_in_pieces(x.len(), plane.max(1), |i, y| {
         y.chunks_exact_mut(c).for_each(|y| y.copy_from_slice(bias));
         add_plane(&x[i / depth * depth * plane..], i % depth, size, taps, front, y);
     });

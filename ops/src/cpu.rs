@@ -3,6 +3,7 @@
 //! Pieces depend on sizes alone, never on the number of threads, and sums over pieces are taken in order:
 //! the same input gives the same bits.
 
+use std::mem::MaybeUninit;
 use std::ops::Deref;
 
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, StorageRef, Tensor, bail};
@@ -55,6 +56,55 @@ impl Deref for Values<'_> {
             _ => unreachable!("`of` has checked type and device"),
         }
     }
+}
+
+/// `count` values that `fill` writes, without a pass that clears them first.
+///
+/// # Safety
+/// `fill` writes every one of them and reads none that it has not written.
+pub unsafe fn written<T>(count: usize, fill: impl FnOnce(&mut [MaybeUninit<T>])) -> Vec<T> {
+    let mut values = Vec::with_capacity(count);
+    fill(&mut values.spare_capacity_mut()[..count]);
+    // SAFETY: the caller's promise.
+    unsafe { values.set_len(count) };
+    values
+}
+
+/// Zeros in fresh memory.
+pub fn cleared<T: Copy + Default>(out: &mut [MaybeUninit<T>]) -> &mut [T] {
+    out.fill(MaybeUninit::new(T::default()));
+    // SAFETY: every value has just been written.
+    unsafe { out.assume_init_mut() }
+}
+
+/// `count` values, of which `work(piece number, piece)` makes each piece out of zeros. A piece is cleared by the core that fills it, while it lies
+/// in that core's cache.
+pub fn made_in_pieces(count: usize, piece: usize, work: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    let fill = |(i, out): (usize, &mut [MaybeUninit<f32>])| work(i, cleared(out));
+    // SAFETY: the pieces are all there is.
+    unsafe {
+        written(count, |out| match count < PARALLEL_FROM {
+            true => out.chunks_mut(piece).enumerate().for_each(fill),
+            false => out.par_chunks_mut(piece).enumerate().for_each(fill),
+        })
+    }
+}
+
+/// As [`made_in_pieces`], two results with a count and a piece length each.
+pub fn made_in_pieces2(a: (usize, usize), b: (usize, usize), work: impl Fn(usize, &mut [f32], &mut [f32]) + Sync) -> (Vec<f32>, Vec<f32>) {
+    assert_eq!(a.0.div_ceil(a.1), b.0.div_ceil(b.1), "both have as many pieces");
+    let fill = |(i, (a, b)): (usize, (&mut [MaybeUninit<f32>], &mut [MaybeUninit<f32>]))| work(i, cleared(a), cleared(b));
+    let mut second = Vec::new();
+    // SAFETY: the pieces are all there is of both.
+    let first = unsafe {
+        written(a.0, |first| {
+            second = written(b.0, |second| match a.0 < PARALLEL_FROM {
+                true => first.chunks_mut(a.1).zip(second.chunks_mut(b.1)).enumerate().for_each(fill),
+                false => first.par_chunks_mut(a.1).zip(second.par_chunks_mut(b.1)).enumerate().for_each(fill),
+            });
+        })
+    };
+    (first, second)
 }
 
 /// Calls `work(piece number, piece)` for each piece of `out`.

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::cpu::{Values, for_pieces, fused, rows_a_piece, values};
+use crate::cpu::{Values, fused, made_in_pieces, rows_a_piece, values};
 use crate::simd::{exp, exp_and_sum, largest, sum_of, vectorised};
 use crate::{Matrix, composed};
 
@@ -160,8 +160,7 @@ impl Labels {
     fn gradient(&self, logits: &[f32], upstream: f32) -> Vec<f32> {
         let v = self.vocabulary;
         let rows = rows_a_piece(v);
-        let mut gradient = vec![0.0; logits.len()];
-        for_pieces(&mut gradient, rows * v, |i, piece| {
+        let gradient = made_in_pieces(logits.len(), rows * v, |i, piece| {
             for (row, out) in (i * rows..).zip(piece.chunks_exact_mut(v)) {
                 let scale = self.weights[row] * upstream;
                 if self.weights[row] != 0.0 {

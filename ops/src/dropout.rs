@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rand::Rng;
 
-use crate::cpu::{PIECE, Values, for_pieces, fused, values};
+use crate::cpu::{PIECE, Values, fused, made_in_pieces, values};
 
 /// Zeroes each value with probability `p` and scales the rest by 1 / (1 - p). Any shape; `p` in [0, 1).
 pub fn dropout(x: &Tensor, p: f64, rng: &mut impl Rng) -> Result<Tensor> {
@@ -26,8 +26,7 @@ struct Dropout {
 
 impl Dropout {
     fn apply(&self, x: &[f32]) -> Vec<f32> {
-        let mut y = vec![0.0; x.len()];
-        for_pieces(&mut y, PIECE, |i, y| {
+        let y = made_in_pieces(x.len(), PIECE, |i, y| {
             for ((y, &x), &keep) in y.iter_mut().zip(&x[i * PIECE..]).zip(&self.keep[i * PIECE..]) {
                 *y = if keep { x * self.scale } else { 0.0 };
             }

@@ -75,7 +75,13 @@ impl FeedForward {
     /// What gate and up give, rounded as it is kept, and the kept of it.
     fn inner(&self, x: &[f32]) -> Result<([Vec<f32>; 2], [kept::Values; 2])> {
         let normed = rms_rows(x, &Values::of(&self.norm)?, self.eps);
-        let [mut gate, mut up] = [&self.gate, &self.up].map(|matrix| matrix.multiply(&normed, true));
+        let [mut gate, mut up] = if self.gate.precision() == self.up.precision() {
+            let mut both = Matrix::multiply_each(&[&self.gate, &self.up], &normed, true);
+            let up = both.remove(1);
+            [both.remove(0), up]
+        } else {
+            [&self.gate, &self.up].map(|matrix| matrix.multiply(&normed, true))
+        };
         let kept = [round_to(self.gate.precision(), &mut gate), round_to(self.up.precision(), &mut up)];
         Ok(([gate, up], kept))
     }
@@ -110,7 +116,7 @@ impl CustomOp1 for FeedForward {
         for_pieces2((&mut gate, PIECE), (&mut up, PIECE), |i, gate, up| gradients(gate, up, &hidden[i * PIECE..]));
         drop(hidden);
         let mut normed = self.gate.multiply(&gate, false);
-        add_all(&mut normed, &self.up.multiply(&up, false));
+        self.up.add_multiply(&up, false, &mut normed);
         let mut dx = rms_gradient(&x_values, &Values::of(&self.norm)?, &normed, self.eps);
         add_all(&mut dx, &grad);
         Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))

@@ -11,7 +11,7 @@ use std::vec::IntoIter;
 use candle_core::Result;
 use rayon::prelude::*;
 
-use crate::cpu::PIECE;
+use crate::cpu::{PIECE, cleared, made_in_pieces, written};
 use crate::gemm::Precision;
 use crate::matrix::widen;
 use crate::simd::vectorised;
@@ -124,20 +124,19 @@ impl Values {
     pub fn widened(self) -> Vec<f32> {
         match self {
             Values::Whole(values) => values,
-            Values::Narrow(narrow) => {
-                let mut values = vec![0.0; narrow.len()];
-                values.par_chunks_mut(PIECE).zip(narrow.par_chunks(PIECE)).for_each(|(values, narrow)| widen(narrow, values));
-                values
-            }
+            Values::Narrow(narrow) => made_in_pieces(narrow.len(), PIECE, |i, values| widen(&narrow[i * PIECE..][..values.len()], values)),
         }
     }
 }
 
 /// Rounds `values` to bf16, whose bits it returns.
 fn narrowed(values: &mut [f32]) -> Vec<u16> {
-    let mut narrow = vec![0; values.len()];
-    narrow.par_chunks_mut(PIECE).zip(values.par_chunks_mut(PIECE)).for_each(|(narrow, values)| round(values, narrow));
-    narrow
+    // SAFETY: every piece is cleared.
+    unsafe {
+        written(values.len(), |narrow| {
+            narrow.par_chunks_mut(PIECE).zip(values.par_chunks_mut(PIECE)).for_each(|(narrow, values)| round(values, cleared(narrow)));
+        })
+    }
 }
 
 vectorised! {

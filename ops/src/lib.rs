@@ -16,6 +16,7 @@ macro_rules! or_cuda {
 
 mod activation;
 mod attention;
+mod awake;
 mod checkpoint;
 pub mod composed;
 mod conv3d;
@@ -41,6 +42,7 @@ mod softmax;
 
 pub use activation::{geglu, geglu_halves, gelu, swiglu};
 pub use attention::{Attention, attend_one, attention, attention_with_weights};
+pub use awake::awake;
 pub use checkpoint::{checkpoint, checkpoint_keeping_products};
 pub use conv3d::{ConvPadding, depthwise_conv3d};
 pub use cross_entropy::{cross_entropy, linear_cross_entropy};

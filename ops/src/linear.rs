@@ -76,11 +76,11 @@ fn gradient_of_input(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<Tenso
 /// dL/dW = g^T x.
 fn gradient_of_weight(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<Tensor> {
     let ((outputs, inputs), grad) = (weight.dims2()?, grad.contiguous()?);
-    let (mut dw, rows) = (vec![0.0; weight.elem_count()], grad.elem_count() / outputs.max(1));
+    let rows = grad.elem_count() / outputs.max(1);
     let x = x.contiguous()?;
     let (grad, x) = (Values::of(&grad)?, Values::of(&x)?);
     let left = Left { values: &grad, row: 1, column: outputs };
-    product((outputs, rows, inputs), left, Right::values(&x, inputs, false), Precision::F32, &mut dw);
+    let dw = product((outputs, rows, inputs), left, Right::values(&x, inputs, false), Precision::F32);
     Tensor::from_vec(dw, weight.shape(), weight.device())
 }
 

@@ -67,10 +67,8 @@ impl<'a> Search<'a> {
 
     fn scores(&self, x: &[f32], precision: Precision) -> Vec<f32> {
         let (m, n) = (x.len() / self.width, self.table.len() / self.width);
-        let mut scores = vec![0.0; m * n];
         let left = Left { values: x, row: self.width, column: 1 };
-        product((m, self.width, n), left, Right::values(self.table, self.width, true), precision, &mut scores);
-        scores
+        product((m, self.width, n), left, Right::values(self.table, self.width, true), precision)
     }
 
     fn block(&self, x: &[f32], indices: &mut [u32]) {

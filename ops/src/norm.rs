@@ -4,7 +4,7 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use crate::composed;
-use crate::cpu::{Values, for_pieces, for_pieces2, fused, rows_a_partial, rows_a_piece, sum_partials, sum_rows, values};
+use crate::cpu::{Values, fused, made_in_pieces, made_in_pieces2, rows_a_partial, rows_a_piece, sum_partials, sum_rows, values};
 use crate::simd::{dot, sum, sum_of, vectorised};
 
 /// Layer norm over the last axis. x: (..., C), weight: (C), bias: (C) -> (..., C).
@@ -30,16 +30,14 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
 /// [`rms_norm`] of rows as long as `weight`.
 pub(crate) fn rms_rows(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     let (norm, piece) = (Norm { centred: false, eps }, rows_a_piece(weight.len()) * weight.len());
-    let mut y = vec![0.0; x.len()];
-    for_pieces(&mut y, piece, |i, y| norm_rows(norm, &x[i * piece..], weight, &[], y));
+    let y = made_in_pieces(x.len(), piece, |i, y| norm_rows(norm, &x[i * piece..], weight, &[], y));
     y
 }
 
 /// The gradient of [`rms_rows`] to its input.
 pub(crate) fn rms_gradient(x: &[f32], weight: &[f32], grad: &[f32], eps: f32) -> Vec<f32> {
     let (norm, piece) = (Norm { centred: false, eps }, rows_a_piece(weight.len()) * weight.len());
-    let mut dx = vec![0.0; x.len()];
-    for_pieces(&mut dx, piece, |i, dx| norm_gradients(norm, &x[i * piece..], weight, &grad[i * piece..], dx, &mut []));
+    let dx = made_in_pieces(x.len(), piece, |i, dx| norm_gradients(norm, &x[i * piece..], weight, &grad[i * piece..], dx, &mut []));
     dx
 }
 
@@ -158,8 +156,7 @@ impl Norm {
             bail!("norm over the last axis: x is {shape:?}, weight ({width}), bias ({})", bias.len());
         }
         let piece = rows_a_piece(width) * width;
-        let mut y = vec![0.0; x.len()];
-        for_pieces(&mut y, piece, |i, y| norm_rows(self, &x[i * piece..], weight, bias, y));
+        let y = made_in_pieces(x.len(), piece, |i, y| norm_rows(self, &x[i * piece..], weight, bias, y));
         Ok((CpuStorage::F32(y), shape.clone()))
     }
 
@@ -169,13 +166,13 @@ impl Norm {
         let (x_values, w, grad) = (Values::of(x)?, Values::of(weight)?, Values::of(grad)?);
         let rows = x_values.len() / width;
         let piece = rows_a_partial(rows, width) * width;
-        let mut dx = vec![0.0; x_values.len()];
         if !weight.track_op() {
-            for_pieces(&mut dx, piece, |i, dx| norm_gradients(self, &x_values[i * piece..], &w, &grad[i * piece..], dx, &mut []));
+            let own = |i: usize, dx: &mut [f32]| norm_gradients(self, &x_values[i * piece..], &w, &grad[i * piece..], dx, &mut []);
+            let dx = made_in_pieces(x_values.len(), piece, own);
             return Ok((Tensor::from_vec(dx, x.shape(), x.device())?, None));
         }
-        let mut partials = vec![0.0; x_values.len().div_ceil(piece) * width];
-        for_pieces2((&mut dx, piece), (&mut partials, width), |i, dx, dw| {
+        let partials = (x_values.len().div_ceil(piece) * width, width);
+        let (dx, partials) = made_in_pieces2((x_values.len(), piece), partials, |i, dx, dw| {
             norm_gradients(self, &x_values[i * piece..], &w, &grad[i * piece..], dx, dw);
         });
         let dw = Tensor::from_vec(sum_partials(&partials, width), weight.shape(), x.device())?;
@@ -243,8 +240,7 @@ impl CustomOp1 for UnitLength {
         let x = values(x, layout)?;
         let width = layout.dims()[layout.dims().len() - 1].max(1);
         let piece = rows_a_piece(width) * width;
-        let mut y = vec![0.0; x.len()];
-        for_pieces(&mut y, piece, |i, y| unit_rows(self.eps, &x[i * piece..], width, y));
+        let y = made_in_pieces(x.len(), piece, |i, y| unit_rows(self.eps, &x[i * piece..], width, y));
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
@@ -253,8 +249,8 @@ impl CustomOp1 for UnitLength {
         let (x_values, grad) = (Values::of(x)?, Values::of(&grad)?);
         let width = x.dim(x.rank() - 1)?.max(1);
         let piece = rows_a_piece(width) * width;
-        let mut dx = vec![0.0; x_values.len()];
-        for_pieces(&mut dx, piece, |i, dx| unit_gradient(self.eps, &x_values[i * piece..], &grad[i * piece..], width, dx));
+        let dx =
+            made_in_pieces(x_values.len(), piece, |i, dx| unit_gradient(self.eps, &x_values[i * piece..], &grad[i * piece..], width, dx));
         Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
     }
 }
@@ -270,8 +266,7 @@ impl CustomOp2 for UnitLength {
             bail!("l2-normalize: x is {:?}, the scale ({})", xl.shape(), scale.len());
         }
         let piece = rows_a_piece(scale.len()) * scale.len();
-        let mut y = vec![0.0; x.len()];
-        for_pieces(&mut y, piece, |i, y| scaled_unit_rows(self.eps, &x[i * piece..], scale, y));
+        let y = made_in_pieces(x.len(), piece, |i, y| scaled_unit_rows(self.eps, &x[i * piece..], scale, y));
         Ok((CpuStorage::F32(y), xl.shape().clone()))
     }
 
@@ -279,9 +274,8 @@ impl CustomOp2 for UnitLength {
         let (width, grad) = (scale.elem_count(), grad.contiguous()?);
         let (x_values, s, grad) = (Values::of(x)?, Values::of(scale)?, Values::of(&grad)?);
         let piece = rows_a_partial(x_values.len() / width, width) * width;
-        let mut dx = vec![0.0; x_values.len()];
-        let mut partials = vec![0.0; x_values.len().div_ceil(piece) * width];
-        for_pieces2((&mut dx, piece), (&mut partials, width), |i, dx, dscale| {
+        let partials = (x_values.len().div_ceil(piece) * width, width);
+        let (dx, partials) = made_in_pieces2((x_values.len(), piece), partials, |i, dx, dscale| {
             scaled_unit_gradients(self.eps, &x_values[i * piece..], &s, &grad[i * piece..], dx, dscale);
         });
         let dscale = Tensor::from_vec(sum_partials(&partials, width), scale.shape(), x.device())?;

@@ -1,9 +1,8 @@
 //! A volume cut into patches, each one's voxels together.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
-use crate::cpu::{fused, values};
+use crate::cpu::{fused, made_in_pieces, values};
 
 /// volumes: (B, F, H, W), size: voxels (frames, rows, columns) of a patch, which divide the volume
 /// -> (patches, voxels), patches in the order (b, t, gh, gw), voxels in the order (frame, row, column).
@@ -54,8 +53,7 @@ impl CustomOp1 for Patches {
 
     fn cpu_fwd(&self, volumes: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (volumes, shape) = (values(volumes, layout)?, self.shape());
-        let mut out = vec![0.0; volumes.len()];
-        out.par_chunks_exact_mut(shape.1).enumerate().for_each(|(index, patch)| self.copy(index, volumes, patch));
+        let out = made_in_pieces(volumes.len(), shape.1, |index, patch| self.copy(index, volumes, patch));
         Ok((CpuStorage::F32(out), Shape::from(shape)))
     }
 

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, bail};
 
 use crate::composed;
-use crate::cpu::{Values, for_pieces, fused, values};
+use crate::cpu::{Values, fused, made_in_pieces, values};
 use crate::simd::vectorised;
 
 /// Cosines and sines for positions `start .. start + length`: two (L, D/2) tensors.
@@ -55,8 +55,7 @@ impl Rope {
         let (cos, sin) = (Values::of(&self.cos)?, Values::of(&self.sin)?);
         let (cos, sin): (&[f32], &[f32]) = (&cos, &sin);
         let head = (l * 2 * half).max(1);
-        let mut y = vec![0.0; x.len()];
-        for_pieces(&mut y, head, |i, y| rotate(&x[i * head..], cos, sin, half, direction, y));
+        let y = made_in_pieces(x.len(), head, |i, y| rotate(&x[i * head..], cos, sin, half, direction, y));
         Ok(y)
     }
 }

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use crate::composed;
-use crate::cpu::{Values, for_pieces, fused, rows_a_piece, values};
+use crate::cpu::{Values, fused, made_in_pieces, rows_a_piece, values};
 use crate::simd::{dot, exp_and_sum, largest, vectorised};
 
 /// Softmax over the last axis. Any shape; a row of `-inf` only gives NaN, as in PyTorch.
@@ -50,8 +50,7 @@ impl CustomOp1 for Softmax {
         let x = values(x, layout)?;
         let width = layout.dims()[layout.dims().len() - 1].max(1);
         let piece = rows_a_piece(width) * width;
-        let mut y = vec![0.0; x.len()];
-        for_pieces(&mut y, piece, |i, y| softmax_rows(&x[i * piece..], width, y));
+        let y = made_in_pieces(x.len(), piece, |i, y| softmax_rows(&x[i * piece..], width, y));
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
@@ -60,8 +59,7 @@ impl CustomOp1 for Softmax {
         let (y_values, grad) = (Values::of(y)?, Values::of(&grad)?);
         let width = x.dim(x.rank() - 1)?.max(1);
         let piece = rows_a_piece(width) * width;
-        let mut dx = vec![0.0; y_values.len()];
-        for_pieces(&mut dx, piece, |i, dx| softmax_gradient(&y_values[i * piece..], &grad[i * piece..], width, dx));
+        let dx = made_in_pieces(y_values.len(), piece, |i, dx| softmax_gradient(&y_values[i * piece..], &grad[i * piece..], width, dx));
         Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
     }
 }

@@ -1,5 +1,6 @@
 //! The attention kernel as a candle operation.
 
+use std::mem::MaybeUninit;
 use std::sync::{Arc, Mutex};
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, StorageRef, Tensor, bail};
@@ -7,7 +8,7 @@ use rayon::prelude::*;
 
 use super::Attention;
 use super::kernel::{Gradients, Problem, Rows};
-use crate::cpu::{Values, sum_partials, values};
+use crate::cpu::{Values, cleared, sum_partials, values, written};
 use crate::kept;
 
 /// Partial sums of the bias's gradient: at least this many tasks, if the batch allows.
@@ -113,14 +114,14 @@ impl Fused {
         let shared = h / kv;
         let bias = self.bias.as_ref().map(Values::of).transpose()?;
         let bias = bias.as_deref();
-        let mut out = vec![0.0; b * h * l * d];
-        out.par_chunks_mut(shared * l * d).enumerate().for_each(|(i, out)| {
+        let work = |(i, out): (usize, &mut [MaybeUninit<f32>])| {
             let (b, kv) = (i / kv, i % kv);
             let queries: Vec<Rows> = (0..shared).map(|s| q.head(b, kv * shared + s)).collect();
             let bias = bias.map(|bias| &bias[kv * shared * l * m..]);
-            self.problem(b, sizes).forward(&queries, k.head(b, kv), v.head(b, kv), bias, out);
-        });
-        Ok(out)
+            self.problem(b, sizes).forward(&queries, k.head(b, kv), v.head(b, kv), bias, cleared(out));
+        };
+        // SAFETY: the heads are all there is.
+        Ok(unsafe { written(b * h * l * d, |out| out.par_chunks_mut(shared * l * d).enumerate().for_each(work)) })
     }
 
     /// dq, dk, dv, and the bias's gradient as partial sums over parts of the batch, for each of which heads come in order.

@@ -7,7 +7,11 @@ vectorised! {
     /// Softmax attention of one query (D) over the rows of `keys` and `values` (M, D), written to `out` (D). A query's result depends on
     /// nothing but its own keys and values: it has the same bits whatever else is attended to beside it.
     pub fn attend_one(query: &[f32], keys: &[f32], values: &[f32], scale: f32, out: &mut [f32]) {
-        let mut weights: Vec<f32> = keys.chunks_exact(query.len()).map(|key| scale * dot(query, key)).collect();
+        let width = query.len();
+        let mut weights = vec![0.0; keys.len() / width];
+        for (j, weight) in weights.iter_mut().enumerate() {
+            *weight = scale * dot(query, &keys[j * width..][..width]);
+        }
         softmax_row(&mut weights);
         out.fill(0.0);
         for (value, &weight) in values.chunks_exact(query.len()).zip(&weights) {

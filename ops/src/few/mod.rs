@@ -7,8 +7,10 @@ mod quantised;
 
 use rayon::prelude::*;
 
-use crate::gemm::{Left, Level, Precision, Right, add_product, product};
+use crate::gemm::{Left, Level, Precision, Right, add_product, products};
+use crate::matrix::Format;
 use crate::simd::dot_of;
+use plain::Split;
 use quantised::Activations;
 
 /// Rows up to which a matrix is read row by row instead of being packed: so many tokens give the same bits one by one and together.
@@ -24,14 +26,16 @@ const PARALLEL_FROM: usize = 1 << 17;
 
 /// x (m, k) times `right` (k, n) -> (m, n): a few rows at the speed of reading, more of them by packing.
 pub fn rows_times(x: &[f32], right: Right, (k, n): (usize, usize), precision: Precision) -> Vec<f32> {
+    rows_times_each(x, &[(right, n)], k, precision).remove(0)
+}
+
+/// x (m, k) times each of `rights` (k, n) -> (m, n), in one round of work; they are all turned or none is.
+pub fn rows_times_each(x: &[f32], rights: &[(Right, usize)], k: usize, precision: Precision) -> Vec<Vec<f32>> {
     let m = x.len() / k.max(1);
-    let mut out = vec![0.0; m * n];
-    if right.turned && m <= FEW_ROWS {
-        few_rows(m, x, right, &mut out);
-    } else {
-        product((m, k, n), Left { values: x, row: k, column: 1 }, right, precision, &mut out);
+    if m <= FEW_ROWS && rights.iter().all(|(right, _)| right.turned) {
+        return few_rows(Level::best(), m, x, rights);
     }
-    out
+    products((m, k), Left { values: x, row: k, column: 1 }, rights, precision)
 }
 
 /// As [`rows_times`], added to `out` (m, n).
@@ -44,34 +48,57 @@ pub fn add_rows_times(x: &[f32], right: Right, (k, n): (usize, usize), precision
     }
 }
 
-/// out (m, n) = x (m, k) times the turned matrix (n, k); m is at most [`FEW_ROWS`].
-fn few_rows(m: usize, x: &[f32], right: Right, out: &mut [f32]) {
-    few_rows_at(Level::best(), m, x, right, out);
+/// The rows of x as a format's kernel reads them.
+enum Prepared {
+    /// In 8 bits.
+    Integers(Activations),
+    /// Apart by evens and odds, for bf16.
+    Split(Split),
+    Plain,
 }
 
-fn few_rows_at(level: Level, m: usize, x: &[f32], right: Right, out: &mut [f32]) {
-    let (k, n) = (right.columns, out.len() / m.max(1));
-    // (n, m): a piece of rows of the matrix owns its outputs
-    let mut turned = vec![0.0; m * n];
-    let activations = (right.format.is_quantised() && quantised::available()).then(|| Activations::new(x, k, right.format));
-    let work = |(piece, out): (usize, &mut [f32])| {
-        for (group, out) in out.chunks_mut(ROWS * m).enumerate() {
-            let first = piece * PIECE + group * ROWS;
-            match &activations {
-                Some(activations) => quantised::rows(activations, right, first, out),
-                None if level != Level::Plain && !right.format.is_quantised() => plain::rows(x, m, right, first, out),
-                None => read_rows(x, m, right, first, out),
-            }
+impl Prepared {
+    fn new(level: Level, x: &[f32], k: usize, format: Format) -> Self {
+        match format {
+            format if format.is_quantised() && quantised::available() => Prepared::Integers(Activations::new(x, k, format)),
+            Format::Bf16 if level != Level::Plain => Prepared::Split(Split::new(x, k)),
+            _ => Prepared::Plain,
         }
+    }
+}
+
+/// x (m, k) times the turned matrices (n, k), each with its n -> (m, n); m is at most [`FEW_ROWS`].
+fn few_rows(level: Level, m: usize, x: &[f32], rights: &[(Right, usize)]) -> Vec<Vec<f32>> {
+    let mut prepared: Vec<(Format, Prepared)> = Vec::new();
+    for (right, _) in rights {
+        if prepared.iter().all(|(format, _)| *format != right.format) {
+            prepared.push((right.format, Prepared::new(level, x, right.columns, right.format)));
+        }
+    }
+    let of = |format: Format| prepared.iter().find(|(own, _)| *own == format).map(|(_, prepared)| prepared);
+    // (n, m): a piece of rows of a matrix owns its outputs
+    let mut turned: Vec<Vec<f32>> = rights.iter().map(|(_, n)| vec![0.0; m * n]).collect();
+    let mut pieces: Vec<(Right, usize, &mut [f32])> = Vec::new();
+    for ((right, _), out) in rights.iter().zip(&mut turned) {
+        pieces.extend(out.chunks_mut((PIECE * m).max(1)).enumerate().map(|(piece, out)| (*right, piece * PIECE, out)));
+    }
+    let work = |(right, first, out): &mut (Right, usize, &mut [f32])| match of(right.format) {
+        Some(Prepared::Integers(activations)) => quantised::rows(activations, *right, *first, out),
+        Some(Prepared::Split(split)) => plain::bf16_rows(split, *right, *first, out),
+        _ if level != Level::Plain && !right.format.is_quantised() => plain::rows(x, m, *right, *first, out),
+        _ => read_rows(x, m, *right, *first, out),
     };
-    if n * k < PARALLEL_FROM {
-        turned.chunks_mut(PIECE * m).enumerate().for_each(work);
+    if rights.iter().map(|(right, n)| n * right.columns).sum::<usize>() < PARALLEL_FROM {
+        pieces.iter_mut().for_each(work);
     } else {
-        turned.par_chunks_mut(PIECE * m).enumerate().for_each(work);
+        pieces.par_iter_mut().for_each(work);
     }
-    for (row, out) in out.chunks_exact_mut(n).enumerate() {
-        out.iter_mut().zip(turned[row..].iter().step_by(m)).for_each(|(out, &value)| *out = value);
+    if m > 1 {
+        for (out, (_, n)) in turned.iter_mut().zip(rights) {
+            *out = (0..m * n).map(|at| out[at % n * m + at / n]).collect();
+        }
     }
+    turned
 }
 
 /// Any format on any processor: rows are widened to f32 first.
@@ -144,8 +171,7 @@ mod tests {
                     seen.chunks_exact_mut(k).enumerate().for_each(|(row, out)| format.read(right.row(row), 0, out));
                     let x_seen = rounded(&x, format);
                     for level in [Level::Plain, Level::best()] {
-                        let mut out = vec![f32::NAN; m * n];
-                        few_rows_at(level, m, &x, right, &mut out);
+                        let out = few_rows(level, m, &x, &[(right, n)]).remove(0);
                         for (at, &found) in out.iter().enumerate() {
                             let (i, j) = (at / n, at % n);
                             let expected: f64 = (0..k).map(|p| x_seen[i * k + p] * f64::from(seen[j * k + p])).sum();
@@ -164,11 +190,9 @@ mod tests {
             let (x, w) = (noise(m * k, 3), noise(n * k, 4));
             let bytes = bytes(format, &w, k);
             let right = Right { bytes: &bytes, format, columns: k, turned: true, order: None };
-            let mut all = vec![0.0; m * n];
-            few_rows(m, &x, right, &mut all);
+            let all = few_rows(Level::best(), m, &x, &[(right, n)]).remove(0);
             for (row, expected) in all.chunks_exact(n).enumerate() {
-                let mut alone = vec![0.0; n];
-                few_rows(1, &x[row * k..][..k], right, &mut alone);
+                let alone = few_rows(Level::best(), 1, &x[row * k..][..k], &[(right, n)]).remove(0);
                 assert_eq!(alone, expected, "{format}");
             }
         }

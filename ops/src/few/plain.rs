@@ -3,26 +3,66 @@
 use super::ROWS;
 use crate::gemm::Right;
 
+/// Values of a row that one register of bf16 holds.
+const GROUP: usize = 32;
+
+/// Rows of x with the evens of each [`GROUP`] before its odds: a register of bf16 gives both in one step each.
+pub struct Split {
+    values: Vec<f32>,
+    m: usize,
+    k: usize,
+}
+
+impl Split {
+    /// x: rows of k values; what the last group has too many is zero.
+    pub fn new(x: &[f32], k: usize) -> Self {
+        let (m, length) = (x.len() / k.max(1), k.next_multiple_of(GROUP));
+        let mut values = vec![0.0; m * length];
+        for (out, x) in values.chunks_exact_mut(length.max(1)).zip(x.chunks_exact(k.max(1))) {
+            for (out, x) in out.chunks_exact_mut(GROUP).zip(x.chunks(GROUP)) {
+                let (evens, odds) = out.split_at_mut(GROUP / 2);
+                for (pair, x) in x.chunks(2).enumerate() {
+                    evens[pair] = x[0];
+                    odds[pair] = x.get(1).copied().unwrap_or(0.0);
+                }
+            }
+        }
+        Split { values, m, k }
+    }
+}
+
+/// Calls `$work(size, start)` for groups of at most [`ROWS`] of `$m` rows, the size as a constant.
+#[cfg(target_arch = "x86_64")]
+macro_rules! in_groups {
+    ($m:expr, $start:ident, $work:ident $arguments:tt) => {
+        for $start in (0..$m).step_by(ROWS) {
+            match ($m - $start).min(ROWS) {
+                // SAFETY: the caller has checked the processor; all rows are as long as the matrix's.
+                1 => unsafe { x86::$work::<1> $arguments },
+                // SAFETY: as above.
+                2 => unsafe { x86::$work::<2> $arguments },
+                // SAFETY: as above.
+                3 => unsafe { x86::$work::<3> $arguments },
+                // SAFETY: as above.
+                _ => unsafe { x86::$work::<4> $arguments },
+            }
+        }
+    };
+}
+
 /// Products of the rows from `first` on with m rows of x; out: (rows, m). The processor has 512-bit registers.
 #[cfg(target_arch = "x86_64")]
 pub fn rows(x: &[f32], m: usize, right: Right, first: usize, out: &mut [f32]) {
     let k = right.columns;
-    let count = out.len() / m;
-    // a short group reads its last row again
-    let rows: [*const u8; ROWS] = std::array::from_fn(|row| right.row(first + row.min(count - 1)).as_ptr());
-    for start in (0..m).step_by(ROWS) {
-        let part = &x[start * k..];
-        macro_rules! group {
-            ($($size:literal)*) => {
-                match (m - start).min(ROWS) {
-                    // SAFETY: the caller has checked the processor; all rows hold k values.
-                    $($size => unsafe { store(&x86::group::<$size>(rows, part, k, right.format), out, (m, start)) },)*
-                    _ => unreachable!("a group has 1 to 4 rows"),
-                }
-            };
-        }
-        group!(1 2 3 4);
-    }
+    in_groups!(m, start, rows(&x[start * k..], right, first, out, (m, start)));
+}
+
+/// As [`rows`], of a matrix in bf16.
+#[cfg(target_arch = "x86_64")]
+pub fn bf16_rows(x: &Split, right: Right, first: usize, out: &mut [f32]) {
+    assert!(x.k == right.columns);
+    let length = x.k.next_multiple_of(GROUP);
+    in_groups!(x.m, start, bf16_rows(&x.values[start * length..], right, first, out, (x.m, start)));
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -30,44 +70,97 @@ pub fn rows(x: &[f32], m: usize, right: Right, first: usize, out: &mut [f32]) {
     super::read_rows(x, m, right, first, out);
 }
 
-#[cfg(target_arch = "x86_64")]
-fn store<const M: usize>(sums: &[[f32; M]; ROWS], out: &mut [f32], (m, start): (usize, usize)) {
-    for (out, sums) in out.chunks_exact_mut(m).zip(sums) {
-        out[start..start + M].copy_from_slice(sums);
-    }
+#[cfg(not(target_arch = "x86_64"))]
+pub fn bf16_rows(_: &Split, _: Right, _: usize, _: &mut [f32]) {
+    unreachable!("rows are split for 512-bit registers only")
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    // Plain counting: iterators' closures would be calls, since what they are called by has not these features.
+    #![allow(clippy::needless_range_loop, reason = "see above")]
+
     use std::arch::x86_64::*;
 
-    use super::ROWS;
+    use super::{GROUP, ROWS};
+    use crate::gemm::Right;
     use crate::matrix::Format;
 
     const LANES: usize = 16;
 
-    /// Inner products of [`ROWS`] rows of the matrix with M rows of x, k values each.
+    /// Bytes before it is multiplied that a line of memory is asked for.
+    const AHEAD: usize = 2048;
+
+    /// The rows of a group; a short one reads its last row again.
+    fn group(right: Right, first: usize, count: usize) -> [*const u8; ROWS] {
+        let mut rows = [right.row(first).as_ptr(); ROWS];
+        for row in 1..ROWS {
+            rows[row] = right.row(first + row.min(count - 1)).as_ptr();
+        }
+        rows
+    }
+
+    fn store<const M: usize>(sums: &[[f32; M]; ROWS], out: &mut [f32], (m, start): (usize, usize)) {
+        for (row, out) in out.chunks_exact_mut(m).enumerate() {
+            out[start..start + M].copy_from_slice(&sums[row]);
+        }
+    }
+
+    /// The matrix's f32 or f16 rows from `first` on times M rows of x, written to columns `start .. start + M` of `out`, (rows, m).
     ///
     /// # Safety
-    /// The processor has AVX-512 F, BW and VL; the rows hold k values in `format`, x M rows of k.
-    pub unsafe fn group<const M: usize>(rows: [*const u8; ROWS], x: &[f32], k: usize, format: Format) -> [[f32; M]; ROWS] {
+    /// The processor has AVX-512 F, BW and VL; x holds M rows as long as the matrix's.
+    pub unsafe fn rows<const M: usize>(x: &[f32], right: Right, first: usize, out: &mut [f32], (m, start): (usize, usize)) {
+        let k = right.columns;
         assert!(x.len() >= M * k);
-        // SAFETY: the caller's promises.
-        unsafe {
-            match format {
-                Format::F32 => f32_rows(rows, x, k),
-                Format::F16 => f16_rows(rows, x, k),
-                _ => bf16_rows(rows, x, k),
+        for (index, out) in out.chunks_mut(ROWS * m).enumerate() {
+            let rows = group(right, first + index * ROWS, out.len() / m);
+            // SAFETY: the caller's promises.
+            let sums = unsafe { if right.format == Format::F32 { f32_rows(rows, x, k) } else { f16_rows(rows, x, k) } };
+            store::<M>(&sums, out, (m, start));
+        }
+    }
+
+    /// As [`rows`], of a matrix in bf16; x is split.
+    ///
+    /// # Safety
+    /// As for [`rows`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    pub unsafe fn bf16_rows<const M: usize>(x: &[f32], right: Right, first: usize, out: &mut [f32], (m, start): (usize, usize)) {
+        let (k, length) = (right.columns, right.columns.next_multiple_of(GROUP));
+        assert!(x.len() >= M * length);
+        for (index, out) in out.chunks_exact_mut(m).enumerate() {
+            let row = right.row(first + index).as_ptr();
+            let mut sums = [[_mm512_setzero_ps(); 2]; M];
+            let whole = k / GROUP * GROUP;
+            let mut p = 0;
+            while p < k {
+                let mask = if p < whole { u32::MAX } else { (1 << (k - whole)) - 1 };
+                // the processor's own foresight ends with a page, which often is a row; past the end nothing happens
+                _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(p * 2 + AHEAD).cast());
+                // SAFETY: the load of the row is masked to k values, rows of x are as long as whole groups.
+                unsafe {
+                    let row = _mm512_maskz_loadu_epi16(mask, row.add(p * 2).cast());
+                    let evens = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(row));
+                    let odds = _mm512_castsi512_ps(_mm512_and_si512(row, _mm512_set1_epi32(0xffff_0000_u32 as i32)));
+                    for m in 0..M {
+                        let x = x.as_ptr().add(m * length + p);
+                        sums[m][0] = _mm512_fmadd_ps(evens, _mm512_loadu_ps(x), sums[m][0]);
+                        sums[m][1] = _mm512_fmadd_ps(odds, _mm512_loadu_ps(x.add(LANES)), sums[m][1]);
+                    }
+                }
+                p += GROUP;
+            }
+            for m in 0..M {
+                out[start + m] = _mm512_reduce_add_ps(_mm512_add_ps(sums[m][0], sums[m][1]));
             }
         }
     }
 
     macro_rules! kernel {
         ($name:ident, $bytes:literal, $whole:expr, $part:expr) => {
-            #[allow(clippy::needless_range_loop, reason = "see below")]
             #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
             unsafe fn $name<const M: usize>(rows: [*const u8; ROWS], x: &[f32], k: usize) -> [[f32; M]; ROWS] {
-                // plain counting: iterators' closures would be calls, since what they are called by has not these features
                 let mut sums = [[_mm512_setzero_ps(); M]; ROWS];
                 let whole = k / LANES * LANES;
                 let mut p = 0;
@@ -112,17 +205,8 @@ mod x86 {
         };
     }
 
-    #[target_feature(enable = "avx512f")]
-    fn widen(words: __m256i) -> __m512 {
-        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(words)))
-    }
-
     kernel!(f32_rows, 4, |at: *const u8| _mm512_loadu_ps(at.cast()), |mask, at: *const u8| _mm512_maskz_loadu_ps(mask, at.cast()));
     kernel!(f16_rows, 2, |at: *const u8| _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())), |mask, at: *const u8| _mm512_cvtph_ps(
         _mm256_maskz_loadu_epi16(mask, at.cast())
     ));
-    kernel!(bf16_rows, 2, |at: *const u8| widen(_mm256_loadu_si256(at.cast())), |mask, at: *const u8| widen(_mm256_maskz_loadu_epi16(
-        mask,
-        at.cast()
-    )));
 }

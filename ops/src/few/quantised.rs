@@ -9,12 +9,11 @@ use crate::simd::vectorised;
 pub struct Activations {
     m: usize,
     k: usize,
-    block: usize,
+    format: Format,
     values: Vec<i8>,
     scales: Vec<f32>,
-    /// What the integer sums of four neighbours start from: minus the weights' offset times the four values.
-    starts: Vec<i32>,
-    /// Sums of 32 values, for the blocks' minima.
+    /// What takes the weights' offsets and minima back. Q8_0 (offset 128): minus the offset times the sum of each four neighbours; Q6_K
+    /// (offset 32): minus the offset times the sum of each 16; Q4_K: the sum of each 32.
     sums: Vec<i32>,
 }
 
@@ -45,29 +44,46 @@ vectorised! {
     }
 }
 
+/// Neighbours whose sum takes the weights' offset back, and minus the offset.
+fn offset(format: Format) -> (usize, i32) {
+    match format {
+        Format::Q8_0 => (4, -128),
+        Format::Q6K => (16, -32),
+        _ => (SPAN, 1),
+    }
+}
+
+vectorised! {
+    fn offset_sums(values: &[i8], neighbours: usize, factor: i32, sums: &mut [i32]) {
+        for (sum, values) in sums.iter_mut().zip(values.chunks_exact(neighbours)) {
+            let mut total = 0;
+            for &value in values {
+                total += i32::from(value);
+            }
+            *sum = factor * total;
+        }
+    }
+}
+
 impl Activations {
     /// x: rows of k values, for a matrix in `format`.
     pub fn new(x: &[f32], k: usize, format: Format) -> Self {
-        let block = format.block();
+        let (block, (neighbours, factor)) = (format.block(), offset(format));
         let mut values = vec![0i8; x.len()];
         let scales = x.chunks_exact(block).zip(values.chunks_exact_mut(block)).map(|(x, out)| round_block(x, out)).collect();
-        // quantised values are stored with an offset: 128 makes Q8_0's positive, 32 is Q6_K's own
-        let offset = if format == Format::Q8_0 { 128 } else { 32 };
-        let sum = |values: &[i8]| values.iter().map(|&v| i32::from(v)).sum::<i32>();
-        let starts = values.chunks_exact(4).map(|four| -offset * sum(four)).collect();
-        let sums = values.chunks_exact(SPAN).map(sum).collect();
-        Activations { m: x.len() / k, k, block, values, scales, starts, sums }
+        let mut sums = vec![0; x.len() / neighbours];
+        offset_sums(&values, neighbours, factor, &mut sums);
+        Activations { m: x.len() / k, k, format, values, scales, sums }
     }
 
     /// Row `row`, as pointers: a call or a check for each block would cost more than the block's products.
     #[cfg(target_arch = "x86_64")]
     fn row(&self, row: usize) -> x86::Row {
-        let first = row * self.k;
+        let (first, neighbours) = (row * self.k, offset(self.format).0);
         x86::Row {
             values: self.values[first..][..self.k].as_ptr(),
-            starts: self.starts[first / 4..][..self.k / 4].as_ptr(),
-            sums: self.sums[first / SPAN..][..self.k / SPAN].as_ptr(),
-            scales: self.scales[first / self.block..][..self.k / self.block].as_ptr(),
+            sums: self.sums[first / neighbours..][..self.k / neighbours].as_ptr(),
+            scales: self.scales[first / self.format.block()..][..self.k / self.format.block()].as_ptr(),
         }
     }
 }
@@ -75,20 +91,24 @@ impl Activations {
 /// Products of the rows from `first` on with the activations; out: (rows, m).
 #[cfg(target_arch = "x86_64")]
 pub fn rows(x: &Activations, right: Right, first: usize, out: &mut [f32]) {
-    for (row, out) in out.chunks_exact_mut(x.m).enumerate() {
-        let row = right.row(first + row);
-        for start in (0..x.m).step_by(ROWS) {
-            macro_rules! group {
-                ($($size:literal)*) => {
-                    match (x.m - start).min(ROWS) {
-                        // SAFETY: `available` is true where there are activations.
-                        $($size => out[start..start + $size].copy_from_slice(&unsafe { x86::row::<$size>(x, start, row, right.format) }),)*
-                        _ => unreachable!("a group has 1 to 4 rows"),
-                    }
-                };
-            }
-            group!(1 2 3 4);
+    assert!(right.format == x.format && right.columns == x.k);
+    for start in (0..x.m).step_by(ROWS) {
+        macro_rules! group {
+            ($($size:literal)*) => {
+                match (x.m - start).min(ROWS) {
+                    $($size => {
+                        let mut own = [x.row(start); $size];
+                        for m in 1..$size {
+                            own[m] = x.row(start + m);
+                        }
+                        // SAFETY: `available` is true where there are activations, which are for this format and length.
+                        unsafe { x86::rows::<$size>(own, right, first, out, (x.m, start)) }
+                    })*
+                    _ => unreachable!("a group has 1 to 4 rows"),
+                }
+            };
         }
+        group!(1 2 3 4);
     }
 }
 
@@ -105,14 +125,13 @@ mod x86 {
 
     use std::arch::x86_64::*;
 
-    use super::Activations;
+    use crate::gemm::Right;
     use crate::matrix::Format;
 
-    /// A row of activations: k values, k / 4 starts, k / 32 sums, a scale a block.
+    /// A row of activations: k values, their sums as the format wants them, a scale a block.
     #[derive(Clone, Copy)]
     pub struct Row {
         pub values: *const i8,
-        pub starts: *const i32,
         pub sums: *const i32,
         pub scales: *const f32,
     }
@@ -137,19 +156,23 @@ mod x86 {
         }
     }
 
-    /// One row of the matrix times M rows of x, from row `start` on.
+    /// The matrix's rows from `first` on times M rows of x, written to columns `start .. start + M` of `out`, (rows, m).
     ///
     /// # Safety
-    /// The processor has AVX-512 F, BW, VL and VNNI.
-    pub unsafe fn row<const M: usize>(x: &Activations, start: usize, row: &[u8], format: Format) -> [f32; M] {
-        let x = std::array::from_fn(|m| x.row(start + m));
-        // SAFETY: the caller's promise; rows of x and of the matrix have as many blocks.
-        unsafe {
-            match format {
-                Format::Q8_0 => q8_0(x, row),
-                Format::Q4K => q4_k(x, row),
-                _ => q6_k(x, row),
-            }
+    /// The processor has AVX-512 F, BW, VL and VNNI; the rows of x are made for the matrix's format and as long as its own.
+    pub unsafe fn rows<const M: usize>(x: [Row; M], right: Right, first: usize, out: &mut [f32], (m, start): (usize, usize)) {
+        macro_rules! each {
+            ($row:ident) => {
+                for (index, out) in out.chunks_exact_mut(m).enumerate() {
+                    // SAFETY: the caller's promise.
+                    out[start..start + M].copy_from_slice(&unsafe { $row(x, right.row(first + index)) });
+                }
+            };
+        }
+        match right.format {
+            Format::Q8_0 => each!(q8_0),
+            Format::Q4K => each!(q4_k),
+            _ => each!(q6_k),
         }
     }
 
@@ -167,7 +190,7 @@ mod x86 {
                     let own = _mm512_zextps256_ps512(own);
                     for pair in 0..4 {
                         let values = _mm512_loadu_si512(x[m].values.add(group * 256 + pair * 64).cast());
-                        let starts = _mm512_loadu_si512(x[m].starts.add(group * 64 + pair * 16).cast());
+                        let starts = _mm512_loadu_si512(x[m].sums.add(group * 64 + pair * 16).cast());
                         let whole = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(starts, weights[pair], values));
                         sums[m] = _mm512_fmadd_ps(whole, _mm512_permutexvar_ps(halves_of(pair), own), sums[m]);
                     }
@@ -186,7 +209,7 @@ mod x86 {
                 // SAFETY: a block of activations has 32 values, 8 starts and a scale.
                 let (values, starts, own) = unsafe {
                     let values = _mm256_loadu_si256(x[m].values.add(index * 32).cast());
-                    (values, _mm256_loadu_si256(x[m].starts.add(index * 8).cast()), *x[m].scales.add(index))
+                    (values, _mm256_loadu_si256(x[m].sums.add(index * 8).cast()), *x[m].scales.add(index))
                 };
                 let whole = _mm256_cvtepi32_ps(_mm256_dpbusd_epi32(starts, weights, values));
                 last[m] = _mm256_fmadd_ps(whole, _mm256_set1_ps(scale * own), last[m]);
@@ -231,10 +254,10 @@ mod x86 {
         (_mm256_cvtph_ps(unsafe { _mm_loadu_si128(scales.as_ptr().cast()) }), weights)
     }
 
-    /// The eight scales and eight minima of a Q4_K block, 32 bits each.
+    /// The eight scales of a Q4_K block in 16 bits, and its eight minima in 32.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    fn q4_k_scales(block: *const u8) -> (__m256i, __m256i) {
+    fn q4_k_scales(block: *const u8) -> (__m128i, __m256i) {
         // bytes 0..4: low scales, 4..8: low minima, 8..12: low halves of the high ones; their high bits lie on top of the low ones
         // SAFETY: they follow the block's two halves.
         let [scales, minima, high] = unsafe { block.add(4).cast::<[u32; 3]>().read_unaligned() };
@@ -242,33 +265,53 @@ mod x86 {
         let top = |word: u32| word >> 6 & 0x0303_0303;
         let scales_8 = low(scales) | u64::from((high & 0x0f0f_0f0f) | top(scales) << 4) << 32;
         let minima_8 = low(minima) | u64::from((high >> 4 & 0x0f0f_0f0f) | top(minima) << 4) << 32;
-        let widen = |bytes: u64| _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bytes as i64));
-        (widen(scales_8), widen(minima_8))
+        (_mm_cvtepu8_epi16(_mm_cvtsi64_si128(scales_8 as i64)), _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(minima_8 as i64)))
+    }
+
+    /// 16 times number `a`, then 16 times number `b`, in 16 bits.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    fn halves_16(a: usize, b: usize) -> __m512i {
+        _mm512_mask_blend_epi32(0xff00, _mm512_set1_epi16(a as i16), _mm512_set1_epi16(b as i16))
+    }
+
+    /// Two runs of 32 values of activations.
+    ///
+    /// # Safety
+    /// 32 values lie from each of them on.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    unsafe fn two_runs(a: *const i8, b: *const i8) -> __m512i {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_inserti64x4::<1>(_mm512_zextsi256_si512(_mm256_loadu_si256(a.cast())), _mm256_loadu_si256(b.cast())) }
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     fn q4_k<const M: usize>(x: [Row; M], row: &[u8]) -> [f32; M] {
         let (mut sums, mut minima_sums) = ([_mm512_setzero_ps(); M], [_mm256_setzero_ps(); M]);
-        let nibble = _mm256_set1_epi8(15);
+        let nibble = _mm512_set1_epi8(15);
         for index in 0..row.len() / 144 {
             // SAFETY: a block has 144 bytes.
             let block = unsafe { row.as_ptr().add(index * 144) };
             ahead::<3>(block);
             let (scale, minimum) = (half(block, 0), half(block, 2));
             let (scales, minima) = q4_k_scales(block);
-            let scales = _mm512_zextsi256_si512(scales);
+            let scales = _mm512_zextsi128_si512(scales);
             let mut whole = [_mm512_setzero_si512(); M];
-            for part in 0..4 {
-                // SAFETY: a block has four times 32 bytes from its 16th on.
-                let both = unsafe { _mm256_loadu_si256(block.add(16 + part * 32).cast()) };
-                let (low, high) = (_mm256_and_si256(both, nibble), _mm256_and_si256(_mm256_srli_epi16::<4>(both), nibble));
-                let weights = _mm512_inserti64x4::<1>(_mm512_zextsi256_si512(low), high);
-                let scales = _mm512_permutexvar_epi32(halves_of(part), scales);
+            for two in 0..2 {
+                // SAFETY: a block has four times 32 bytes from its 16th on: low halves for one run of 32 values, high ones for the next.
+                let both = unsafe { _mm512_loadu_si512(block.add(16 + two * 64).cast()) };
+                let (low, high) = (_mm512_and_si512(both, nibble), _mm512_and_si512(_mm512_srli_epi16::<4>(both), nibble));
+                let low_scales = _mm512_permutexvar_epi16(halves_16(4 * two, 4 * two + 2), scales);
+                let high_scales = _mm512_permutexvar_epi16(halves_16(4 * two + 1, 4 * two + 3), scales);
                 for m in 0..M {
                     // SAFETY: a block of activations has 256 values.
-                    let values = unsafe { _mm512_loadu_si512(x[m].values.add(index * 256 + part * 64).cast()) };
-                    let products = _mm512_dpbusd_epi32(_mm512_setzero_si512(), weights, values);
-                    whole[m] = _mm512_add_epi32(whole[m], _mm512_mullo_epi32(products, scales));
+                    let (of_low, of_high) = unsafe {
+                        let values = x[m].values.add(index * 256 + two * 128);
+                        (two_runs(values, values.add(64)), two_runs(values.add(32), values.add(96)))
+                    };
+                    whole[m] = _mm512_dpwssd_epi32(whole[m], _mm512_maddubs_epi16(low, of_low), low_scales);
+                    whole[m] = _mm512_dpwssd_epi32(whole[m], _mm512_maddubs_epi16(high, of_high), high_scales);
                 }
             }
             for m in 0..M {
@@ -286,6 +329,16 @@ mod x86 {
         out
     }
 
+    /// Eight times each of numbers `4 part .. 4 part + 4`, in 16 bits.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    fn quarters_16(part: usize) -> __m512i {
+        let eighths = _mm512_set_epi64(3, 3, 2, 2, 1, 1, 0, 0);
+        let sixteen_bits = _mm512_or_si512(eighths, _mm512_slli_epi64::<16>(eighths));
+        let all = _mm512_or_si512(sixteen_bits, _mm512_slli_epi64::<32>(sixteen_bits));
+        _mm512_add_epi16(all, _mm512_set1_epi16(4 * part as i16))
+    }
+
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     fn q6_k<const M: usize>(x: [Row; M], row: &[u8]) -> [f32; M] {
         let mut sums = [_mm512_setzero_ps(); M];
@@ -296,8 +349,13 @@ mod x86 {
             ahead::<4>(block);
             let scale = half(block, 208);
             // SAFETY: a block has 16 scales from its 192nd byte on.
-            let scales = _mm512_cvtepi8_epi32(unsafe { _mm_loadu_si128(block.add(192).cast()) });
+            let scales = unsafe { _mm_loadu_si128(block.add(192).cast()) };
+            let (scales_32, scales) = (_mm512_cvtepi8_epi32(scales), _mm512_zextsi256_si512(_mm256_cvtepi8_epi16(scales)));
             let mut whole = [_mm512_setzero_si512(); M];
+            for m in 0..M {
+                // SAFETY: a block of activations has 16 sums.
+                whole[m] = _mm512_mullo_epi32(scales_32, unsafe { _mm512_loadu_si512(x[m].sums.add(index * 16).cast()) });
+            }
             for half in 0..2 {
                 // SAFETY: 128 bytes of low bits, then 64 of high ones.
                 let (low, high) = unsafe {
@@ -311,18 +369,13 @@ mod x86 {
                     _mm512_or_si512(_mm512_and_si512(low, nibble), first),
                     _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16::<4>(low), nibble), second),
                 ];
-                for (part, weights) in parts.into_iter().enumerate() {
+                for part in 0..2 {
                     let at = half * 2 + part;
-                    let fours = _mm512_srli_epi32::<2>(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
-                    let scales = _mm512_permutexvar_epi32(_mm512_add_epi32(fours, _mm512_set1_epi32(4 * at as i32)), scales);
+                    let scales = _mm512_permutexvar_epi16(quarters_16(at), scales);
                     for m in 0..M {
-                        // SAFETY: a block of activations has 256 values and 64 starts.
-                        let (values, starts) = unsafe {
-                            let values = _mm512_loadu_si512(x[m].values.add(index * 256 + at * 64).cast());
-                            (values, _mm512_loadu_si512(x[m].starts.add(index * 64 + at * 16).cast()))
-                        };
-                        let products = _mm512_dpbusd_epi32(starts, weights, values);
-                        whole[m] = _mm512_add_epi32(whole[m], _mm512_mullo_epi32(products, scales));
+                        // SAFETY: a block of activations has 256 values.
+                        let values = unsafe { _mm512_loadu_si512(x[m].values.add(index * 256 + at * 64).cast()) };
+                        whole[m] = _mm512_dpwssd_epi32(whole[m], _mm512_maddubs_epi16(parts[part], values), scales);
                     }
                 }
             }

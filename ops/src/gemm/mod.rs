@@ -7,8 +7,11 @@
 mod pack;
 mod tile;
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
+use crate::cpu::{cleared, written};
 use crate::matrix::{Format, words};
 use pack::{LANES, Words, as_words, interleave_bits};
 pub use tile::Level;
@@ -68,23 +71,38 @@ impl<'a> Right<'a> {
     }
 }
 
-/// out (m, n) = left (m, k) * right (k, n).
-pub fn product(size: (usize, usize, usize), left: Left, right: Right, precision: Precision, out: &mut [f32]) {
-    product_at(Level::best(), size, left, right, precision, out);
+/// left (m, k) * right (k, n) -> (m, n).
+pub fn product((m, k, n): (usize, usize, usize), left: Left, right: Right, precision: Precision) -> Vec<f32> {
+    products((m, k), left, &[(right, n)], precision).remove(0)
 }
 
-/// As [`product`], added to what is in `out`.
-pub fn add_product(size: (usize, usize, usize), left: Left, right: Right, precision: Precision, out: &mut [f32]) {
-    if size.1 > 0 {
-        run(Level::best(), size, (left, right), (precision, Before::Kept), out);
+/// left (m, k) * each of `rights` (k, n) -> (m, n), in one round of work.
+pub fn products(size: (usize, usize), left: Left, rights: &[(Right, usize)], precision: Precision) -> Vec<Vec<f32>> {
+    products_at(Level::best(), size, left, rights, precision)
+}
+
+/// left (m, k) * right (k, n), added to what is in `out`.
+pub fn add_product((m, k, n): (usize, usize, usize), left: Left, right: Right, precision: Precision, out: &mut [f32]) {
+    assert!(out.len() == m * n);
+    if k > 0 {
+        let out = Out(out.as_mut_ptr());
+        // SAFETY: the output has the product's size.
+        unsafe { run(Level::best(), (m, k), left, &[(right, n, out)], (precision, Before::Kept)) };
     }
 }
 
-fn product_at(level: Level, size: (usize, usize, usize), left: Left, right: Right, precision: Precision, out: &mut [f32]) {
-    if size.1 == 0 {
-        return out.fill(0.0);
+fn products_at(level: Level, (m, k): (usize, usize), left: Left, rights: &[(Right, usize)], precision: Precision) -> Vec<Vec<f32>> {
+    if k == 0 {
+        return rights.iter().map(|(_, n)| vec![0.0; m * n]).collect();
     }
-    run(level, size, (left, right), (precision, Before::Replaced), out);
+    let mut outs: Vec<Vec<f32>> = rights.iter().map(|(_, n)| Vec::with_capacity(m * n)).collect();
+    let places: Vec<_> = rights.iter().zip(&mut outs).map(|((right, n), out)| (*right, *n, Out(out.as_mut_ptr()))).collect();
+    // SAFETY: the outputs have room for the products; the first block of the inner axis writes all of them and reads nothing.
+    unsafe {
+        run(level, (m, k), left, &places, (precision, Before::Replaced));
+        outs.iter_mut().zip(rights).for_each(|(out, (_, n))| out.set_len(m * n));
+    }
+    outs
 }
 
 /// What becomes of the values in the output.
@@ -94,25 +112,31 @@ enum Before {
     Kept,
 }
 
-type Size = (usize, usize, usize);
-
-fn run(level: Level, (m, k, n): Size, (left, right): (Left, Right), (precision, before): (Precision, Before), out: &mut [f32]) {
-    assert!(out.len() == m * n);
+/// # Safety
+/// Each output has m n values, which may be unwritten where they are replaced.
+unsafe fn run(level: Level, (m, k): (usize, usize), left: Left, rights: &[(Right, usize, Out)], (precision, before): (Precision, Before)) {
     let words = Words { pairs: precision == Precision::Bf16 && level == Level::Avx512Bf16, level };
     let packed = PackedLeft::new(left, (m, k), words);
-    let (out, task) = (Out(out.as_mut_ptr()), Task { size: (m, k, n), right, words, packed: &packed, before });
-    let strips = n.div_ceil(WIDTH);
     let threads = rayon::current_num_threads();
-    let group = if right.turned { 1 } else { (strips / (4 * threads)).clamp(1, GROUP) };
-    let groups = strips.div_ceil(group);
-    if m * k * n < PARALLEL_FROM {
-        let mut scratch = Scratch::default();
-        (0..groups).for_each(|index| task.group(index * group, group, &mut scratch, &out));
-    } else {
+    let all: usize = rights.iter().map(|(_, n, _)| n.div_ceil(WIDTH)).sum();
+    // task, first strip and strips of each piece of work
+    let mut pieces = Vec::new();
+    for (right, n, out) in rights {
+        let task = Task { size: (m, k, *n), right: *right, words, packed: &packed, before, out };
+        let strips = n.div_ceil(WIDTH);
         // long runs of strips: neighbouring columns of a turned factor lie on the same pages
-        let run = if right.turned { strips.div_ceil(8 * threads).max(1) } else { 1 };
-        let work = |scratch: &mut Scratch, index| task.group(index * group, group, scratch, &out);
-        (0..groups).into_par_iter().with_min_len(run).for_each_init(Scratch::default, work);
+        let run = if right.turned { all.div_ceil(8 * threads).max(1) } else { (all / (4 * threads)).clamp(1, GROUP) };
+        pieces.extend((0..strips).step_by(run).map(|first| (task, first, run.min(strips - first))));
+    }
+    let work = |scratch: &mut Scratch, (task, first, count): &(Task, usize, usize)| {
+        let group = if task.right.turned { 1 } else { *count };
+        (*first..first + count).step_by(group).for_each(|first| task.group(first, group, scratch));
+    };
+    if m * k * rights.iter().map(|(_, n, _)| n).sum::<usize>() < PARALLEL_FROM {
+        let mut scratch = Scratch::default();
+        pieces.iter().for_each(|piece| work(&mut scratch, piece));
+    } else {
+        pieces.par_iter().for_each_init(Scratch::default, work);
     }
 }
 
@@ -168,20 +192,23 @@ impl PackedLeft {
         for (_, count) in blocks(k, words) {
             starts.push(starts[starts.len() - 1] + words.of(count) * m);
         }
-        let mut packed = PackedLeft { words: vec![0; starts[starts.len() - 1]], starts, tile: words.level.rows(), rows: m };
-        let mut rest = packed.words.as_mut_slice();
-        for (start, count) in blocks(k, words) {
-            let (block, after) = rest.split_at_mut(words.of(count) * m);
-            rest = after;
-            let tile = packed.tile;
-            let work = |(index, out): (usize, &mut [u32])| pack_tile(left, index * tile, (start, count), words, out);
-            if m * count < PARALLEL_FROM / 8 {
-                block.chunks_mut(tile * words.of(count)).enumerate().for_each(work);
-            } else {
-                block.par_chunks_mut(tile * words.of(count)).enumerate().for_each(work);
+        let tile = words.level.rows();
+        let pack = |mut rest: &mut [MaybeUninit<u32>]| {
+            for (start, count) in blocks(k, words) {
+                let (block, after) = rest.split_at_mut(words.of(count) * m);
+                rest = after;
+                let work =
+                    |(index, out): (usize, &mut [MaybeUninit<u32>])| pack_tile(left, index * tile, (start, count), words, cleared(out));
+                if m * count < PARALLEL_FROM / 8 {
+                    block.chunks_mut(tile * words.of(count)).enumerate().for_each(work);
+                } else {
+                    block.par_chunks_mut(tile * words.of(count)).enumerate().for_each(work);
+                }
             }
-        }
-        packed
+        };
+        // SAFETY: the tiles of all blocks are all there is.
+        let words = unsafe { written(starts[starts.len() - 1], pack) };
+        PackedLeft { words, starts, tile, rows: m }
     }
 
     fn tile(&self, block: usize, first: usize) -> &[u32] {
@@ -221,17 +248,19 @@ struct Scratch {
     values: Vec<f32>,
 }
 
+#[derive(Clone, Copy)]
 struct Task<'a> {
     size: (usize, usize, usize),
     right: Right<'a>,
     words: Words,
     packed: &'a PackedLeft,
     before: Before,
+    out: &'a Out,
 }
 
 impl Task<'_> {
     /// Multiplies `count` strips of [`WIDTH`] columns from strip `first` on, or as many as there are.
-    fn group(&self, first: usize, count: usize, scratch: &mut Scratch, out: &Out) {
+    fn group(&self, first: usize, count: usize, scratch: &mut Scratch) {
         let ((m, k, n), first) = (self.size, first * WIDTH);
         let columns = (count * WIDTH).min(n - first);
         for (block, span) in blocks(k, self.words).enumerate() {
@@ -250,7 +279,7 @@ impl Task<'_> {
                     // SAFETY: row and column lie inside (m, n), and the columns are this task's.
                     unsafe {
                         let place = Place {
-                            start: out.0.add(row * n + first),
+                            start: self.out.0.add(row * n + first),
                             stride: n,
                             rows,
                             columns,
@@ -306,6 +335,14 @@ impl Task<'_> {
         values.fill(0.0);
         for (word, p) in (start..start + count).step_by(step).enumerate() {
             let second = (p + 1 < start + count).then_some(p + 1);
+            if let (Format::Bf16, true, Some(second)) = (self.right.format, self.words.pairs, second) {
+                let rows = [p, second].map(|p| self.right.row(p));
+                let strips = &mut strips[word * WIDTH..];
+                words::<u16>(rows[0], first, columns, |one| {
+                    words::<u16>(rows[1], first, columns, |two| interleave_bits(one, two, strips, length * WIDTH));
+                });
+                continue;
+            }
             self.read_across((first, columns), (p, second), values, lanes);
             for (strip, lanes) in lanes.chunks_exact(WIDTH).enumerate() {
                 strips[(strip * length + word) * WIDTH..][..WIDTH].copy_from_slice(lanes);
@@ -318,9 +355,6 @@ impl Task<'_> {
         let row = |p| self.right.row(p);
         match (self.right.format, self.words.pairs, second) {
             (Format::F32, false, _) => words::<u32>(row(p), first, columns, |values| out[..columns].copy_from_slice(values)),
-            (Format::Bf16, true, Some(second)) => {
-                words::<u16>(row(p), first, columns, |one| words::<u16>(row(second), first, columns, |two| interleave_bits(one, two, out)));
-            }
             (format, pairs, second) => {
                 let (one, two) = values.split_at_mut(out.len());
                 format.read(row(p), first, &mut one[..columns]);
@@ -374,12 +408,11 @@ mod tests {
                     let right = Right::values(&b, if turned { k } else { n }, turned);
                     let value = |i: usize, p: usize| f64::from(a[i * left.row + p * left.column]);
                     let other = |p: usize, j: usize| f64::from(if turned { b[j * k + p] } else { b[p * n + j] });
-                    let mut out = vec![f32::NAN; m * n];
-                    product_at(level, size, left, right, Precision::F32, &mut out);
+                    let out = products_at(level, (m, k), left, &[(right, n)], Precision::F32).remove(0);
                     check(&out, &expected(size, value, other), 1e-5 * k as f64, &format!("{level:?} {size:?} {left_turned} {turned}"));
                     // factors rounded alike in f64 leave the sums' f32 rounding alone
                     let rounded = |x: f64| if level == Level::Avx512Bf16 { bf16::from_f64(x).to_f64() } else { x };
-                    product_at(level, size, left, right, Precision::Bf16, &mut out);
+                    let out = products_at(level, (m, k), left, &[(right, n)], Precision::Bf16).remove(0);
                     let expected = expected(size, |i, p| rounded(value(i, p)), |p, j| rounded(other(p, j)));
                     check(&out, &expected, 1e-5 * k as f64, &format!("bf16 {level:?} {size:?} {left_turned} {turned}"));
                 }
@@ -397,8 +430,8 @@ mod tests {
                     let bytes: Vec<u8> = b.iter().flat_map(|b| b.to_le_bytes()).collect();
                     let right = Right { bytes: &bytes, format: Format::Bf16, columns: if turned { k } else { n }, turned, order: None };
                     let other = |p: usize, j: usize| (if turned { b[j * k + p] } else { b[p * n + j] }).to_f64();
-                    let mut out = vec![f32::NAN; m * n];
-                    product_at(level, size, Left { values: &a, row: k, column: 1 }, right, Precision::F32, &mut out);
+                    let left = Left { values: &a, row: k, column: 1 };
+                    let out = products_at(level, (m, k), left, &[(right, n)], Precision::F32).remove(0);
                     check(&out, &expected(size, |i, p| f64::from(a[i * k + p]), other), 1e-5 * k as f64, &format!("{level:?} {size:?}"));
                 }
             }
@@ -410,11 +443,9 @@ mod tests {
         let (m, k, n) = (130, 700, 500);
         let (a, b) = (noise(m * k, 5), noise(k * n, 6));
         let run = |threads: usize| {
-            let mut out = vec![0.0; m * n];
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let left = Left { values: &a, row: k, column: 1 };
-            pool.install(|| product((m, k, n), left, Right::values(&b, k, true), Precision::Bf16, &mut out));
-            out
+            pool.install(|| product((m, k, n), left, Right::values(&b, k, true), Precision::Bf16))
         };
         assert_eq!(run(1), run(3));
     }

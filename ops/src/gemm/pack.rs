@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::tile::Level;
+use super::tile::{Level, WIDTH};
 use crate::simd::vectorised;
 
 /// Lanes that are turned at once.
@@ -81,10 +81,25 @@ pub fn as_words(values: &[f32]) -> &[u32] {
 }
 
 vectorised! {
-    /// A pair of each bf16 of `first` and its neighbour in `second`.
-    pub fn interleave_bits(first: &[u16], second: &[u16], words: &mut [u32]) {
-        for (word, (&a, &b)) in words.iter_mut().zip(first.iter().zip(second)) {
-            *word = u32::from(a) | u32::from(b) << 16;
+    /// A pair of each bf16 of `first` and its neighbour in `second`: [`WIDTH`] to a strip, whose first words lie `step` apart; what the last
+    /// strip has too many becomes zero.
+    pub fn interleave_bits(first: &[u16], second: &[u16], strips: &mut [u32], step: usize) {
+        let mut place = 0;
+        for start in (0..first.len()).step_by(WIDTH) {
+            let words = &mut strips[place..][..WIDTH];
+            let count = WIDTH.min(first.len() - start);
+            if count == WIDTH {
+                let (one, two) = (&first[start..][..WIDTH], &second[start..][..WIDTH]);
+                for i in 0..WIDTH {
+                    words[i] = u32::from(one[i]) | u32::from(two[i]) << 16;
+                }
+            } else {
+                words.fill(0);
+                for i in 0..count {
+                    words[i] = u32::from(first[start + i]) | u32::from(second[start + i]) << 16;
+                }
+            }
+            place += step;
         }
     }
 }

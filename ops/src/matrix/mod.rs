@@ -13,7 +13,7 @@ pub use format::Format;
 pub(crate) use format::{SPAN, widen, words};
 
 use crate::cpu::{Values, values};
-use crate::few::rows_times;
+use crate::few::{add_rows_times, rows_times, rows_times_each};
 use crate::frozen_linear;
 use crate::gemm::{Precision, Right};
 use crate::kept;
@@ -207,12 +207,48 @@ impl Matrix {
         }
     }
 
+    /// [`Matrix::forward`] of several matrices with the same inputs, without a gradient, on the CPU in one round of work. x: (..., in) -> (..., out)
+    /// each.
+    pub fn forward_each<const N: usize>(matrices: [&Matrix; N], x: &Tensor) -> Result<[Tensor; N]> {
+        let (x, mut outputs) = (x.detach().contiguous()?, matrices.map(|_| None));
+        if matrices.iter().all(|matrix| matrix.device().is_cpu() && matrix.precision == matrices[0].precision) {
+            let shapes = matrices.map(|matrix| output_shape(x.shape(), matrix.size));
+            let values = Matrix::multiply_each(&matrices, &Values::of(&x)?, true);
+            for ((output, values), shape) in outputs.iter_mut().zip(values).zip(shapes) {
+                *output = Some(Tensor::from_vec(values, shape?, &Device::Cpu)?);
+            }
+        }
+        let mut next = outputs.into_iter().zip(matrices);
+        let mut all = [const { None }; N];
+        for (place, (output, matrix)) in all.iter_mut().zip(&mut next) {
+            *place = Some(output.map_or_else(|| matrix.forward(&x), Ok)?);
+        }
+        Ok(all.map(|output| output.expect("each has been written")))
+    }
+
+    /// The factor of a product with a matrix on the CPU, and its columns.
+    fn factor(&self, turned: bool) -> (Right<'_>, usize) {
+        let Rows::Host { bytes, range, order } = &self.rows else { unreachable!("the callers have looked") };
+        (self.right(bytes, range, order, turned), if turned { self.size.0 } else { self.size.1 })
+    }
+
     /// x W^T (turned), or x W, of a matrix on the CPU.
     pub(crate) fn multiply(&self, x: &[f32], turned: bool) -> Vec<f32> {
-        let Rows::Host { bytes, range, order } = &self.rows else { unreachable!("the callers have looked") };
-        let (outputs, inputs) = self.size;
-        let (k, n) = if turned { (inputs, outputs) } else { (outputs, inputs) };
-        rows_times(x, self.right(bytes, range, order, turned), (k, n), self.precision)
+        let (right, n) = self.factor(turned);
+        rows_times(x, right, (self.size.0 + self.size.1 - n, n), self.precision)
+    }
+
+    /// As [`Self::multiply`], added to `out`.
+    pub(crate) fn add_multiply(&self, x: &[f32], turned: bool, out: &mut [f32]) {
+        let (right, n) = self.factor(turned);
+        add_rows_times(x, right, (self.size.0 + self.size.1 - n, n), self.precision, out);
+    }
+
+    /// As [`Self::multiply`], of several matrices of one precision that take the same x.
+    pub(crate) fn multiply_each(matrices: &[&Matrix], x: &[f32], turned: bool) -> Vec<Vec<f32>> {
+        let factors: Vec<_> = matrices.iter().map(|matrix| matrix.factor(turned)).collect();
+        let k = matrices.first().map_or(0, |matrix| if turned { matrix.size.1 } else { matrix.size.0 });
+        rows_times_each(x, &factors, k, matrices.first().map_or(Precision::F32, |matrix| matrix.precision))
     }
 }
 

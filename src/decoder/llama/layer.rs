@@ -87,11 +87,16 @@ impl Layer {
 
     /// Gate, up and down where nothing of them or of their norm is trained.
     pub(super) fn fixed_feed_forward(&self) -> Option<[&Matrix; 3]> {
-        let matrix = |which: usize| match &self.projections[which] {
-            Adapted { base: Projection::Frozen(matrix), adapter: None } => Some(matrix),
-            _ => None,
-        };
+        let matrix = |which: usize| if self.projections[which].adapter.is_none() { self.matrix(which) } else { None };
         if self.post_norm.track_op() { None } else { Some([matrix(GATE)?, matrix(UP)?, matrix(DOWN)?]) }
+    }
+
+    /// The frozen weight of a projection.
+    fn matrix(&self, which: usize) -> Option<&Matrix> {
+        match &self.projections[which].base {
+            Projection::Frozen(matrix) => Some(matrix),
+            Projection::Trained(_) => None,
+        }
     }
 
     pub(super) fn forward_detached(
@@ -104,11 +109,22 @@ impl Layer {
     ) -> Result<Tensor> {
         let project = |which: usize, x: &Tensor| self.projections[which].forward_detached(x, &factors[which]);
         let normed = ops::rms_norm(x, &self.input_norm.detach(), config.rms_norm_eps)?;
-        let q = ops::rope(&split(&project(Q, &normed)?, config.num_attention_heads)?, cos, sin)?;
-        let k = ops::rope(&split(&project(K, &normed)?, config.kv_heads())?, cos, sin)?;
-        let v = split(&project(V, &normed)?, config.kv_heads())?;
+        let [q, k, v] = match [Q, K, V].map(|which| self.matrix(which)) {
+            [Some(q), Some(k), Some(v)] => {
+                let [q, k, v] = Matrix::forward_each([q, k, v], &normed)?;
+                let adapt = |which: usize, y: Tensor| self.projections[which].adapt_detached(y, &normed, &factors[which]);
+                [adapt(Q, q)?, adapt(K, k)?, adapt(V, v)?]
+            }
+            _ => [project(Q, &normed)?, project(K, &normed)?, project(V, &normed)?],
+        };
+        let q = ops::rope(&split(&q, config.num_attention_heads)?, cos, sin)?;
+        let k = ops::rope(&split(&k, config.kv_heads())?, cos, sin)?;
+        let v = split(&v, config.kv_heads())?;
         let mixed = join(&attend([&q, &k, &v], 1.0 / (config.head_width() as f64).sqrt())?)?;
         let x = (x + project(O, &mixed)?)?;
+        if let Some(matrices) = self.fixed_feed_forward() {
+            return Ok(ops::gated_feed_forward(&x, &self.post_norm, config.rms_norm_eps, matrices)?);
+        }
         let normed = ops::rms_norm(&x, &self.post_norm.detach(), config.rms_norm_eps)?;
         let hidden = ops::swiglu(&project(GATE, &normed)?, &project(UP, &normed)?)?;
         Ok((&x + project(DOWN, &hidden)?)?.detach())
