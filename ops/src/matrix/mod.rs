@@ -13,11 +13,14 @@ pub use format::Format;
 pub(crate) use format::{SPAN, widen, words};
 
 use crate::cpu::{Values, values};
+#[cfg(feature = "cuda")]
+use crate::cuda::{LowRank, QuantisedWeight};
 use crate::few::rows_times;
 use crate::frozen_linear;
 use crate::gemm::{Precision, Right};
 use crate::kept;
 use crate::linear::output_shape;
+use crate::transfers;
 
 /// Bytes that outlive whoever asked for them: a mapped file, say.
 pub type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
@@ -39,8 +42,19 @@ pub struct Matrix {
 enum Rows {
     /// In memory or a mapped file; row i lies where `order` says.
     Host { bytes: Bytes, range: Range<usize>, order: Option<Arc<[u32]>> },
-    /// On another device.
+    /// Plain values on another device: what products there take, f32 or bf16.
     Device(Tensor),
+    /// Quantised blocks on a CUDA device; single rows are read from the host's bytes.
+    #[cfg(feature = "cuda")]
+    Blocks(Arc<Blocks>),
+}
+
+/// A quantised matrix's rows where they are multiplied and where they are read.
+#[cfg(feature = "cuda")]
+struct Blocks {
+    weight: QuantisedWeight,
+    device: Device,
+    host: Rows,
 }
 
 impl fmt::Debug for Matrix {
@@ -99,6 +113,68 @@ impl Matrix {
         Matrix::new(bytes, 0..length, format, size)
     }
 
+    /// The matrix on `device`. Away from the processor 16-bit rows become bf16 there without passing through f32, f32 stays, and quantised
+    /// rows stay as they are where the device's kernels take them (CUDA, outputs in eights), else they become bf16 too.
+    pub fn on(&self, device: &Device) -> Result<Self> {
+        match &self.rows {
+            Rows::Host { .. } if !device.is_cpu() => self.copied(device),
+            Rows::Host { .. } => Ok(self.clone()),
+            _ => bail!("{self:?} lies on a device already"),
+        }
+    }
+
+    /// As [`Matrix::on`], a copy whatever the device is.
+    fn copied(&self, device: &Device) -> Result<Self> {
+        let rows = match self.format {
+            #[cfg(feature = "cuda")]
+            format if format.is_quantised() && device.is_cuda() && QuantisedWeight::takes(format, self.size) => {
+                let bytes = self.row_bytes()?;
+                let count = bytes.len();
+                let blocks = transfers::upload(bytes, count, device)?;
+                let weight = QuantisedWeight::new(&blocks, format, self.size)?;
+                Rows::Blocks(Arc::new(Blocks { weight, device: device.clone(), host: self.rows.clone() }))
+            }
+            Format::F32 | Format::F16 | Format::Bf16 => Rows::Device(self.dense_on(device)?),
+            _ => Rows::Device(transfers::to_device(&self.to_tensor()?.to_dtype(DType::BF16)?, device)?),
+        };
+        let format = match &rows {
+            Rows::Device(tensor) => Format::of(tensor.dtype())?,
+            _ => self.format,
+        };
+        Ok(Matrix { rows, format, size: self.size, precision: Precision::F32 })
+    }
+
+    /// Plain rows as f32 or bf16 (out, in) on `device`.
+    fn dense_on(&self, device: &Device) -> Result<Tensor> {
+        let bytes = self.row_bytes()?;
+        match self.format {
+            Format::F32 => transfers::upload(of_bytes(&bytes, f32::from_le_bytes), self.size, device),
+            Format::F16 => transfers::upload(of_bytes(&bytes, half::f16::from_le_bytes), self.size, device)?.to_dtype(DType::BF16),
+            _ => transfers::upload(of_bytes(&bytes, half::bf16::from_le_bytes), self.size, device),
+        }
+    }
+
+    /// The rows' bytes in their order.
+    fn row_bytes(&self) -> Result<Vec<u8>> {
+        let Rows::Host { bytes, range, order } = &self.rows else { bail!("{self:?} is not in the host's memory") };
+        let bytes = &(**bytes).as_ref()[range.clone()];
+        let row = self.format.row_bytes(self.size.1)?;
+        Ok(match order {
+            Some(order) if row > 0 => order.iter().flat_map(|&at| bytes[at as usize * row..][..row].iter().copied()).collect(),
+            _ => bytes.to_vec(),
+        })
+    }
+
+    /// The type that activations have beside it: f32 on the processor, the products' own elsewhere.
+    pub fn activation_dtype(&self) -> DType {
+        match &self.rows {
+            Rows::Host { .. } => DType::F32,
+            Rows::Device(tensor) => tensor.dtype(),
+            #[cfg(feature = "cuda")]
+            Rows::Blocks(_) => DType::BF16,
+        }
+    }
+
     /// The same rows, multiplied with another precision.
     pub fn with_precision(mut self, precision: Precision) -> Self {
         self.precision = precision;
@@ -129,7 +205,7 @@ impl Matrix {
         }
         match &mut self.rows {
             Rows::Host { order: own, .. } => *own = Some(order.into()),
-            Rows::Device(tensor) => *tensor = tensor.index_select(&Tensor::new(order, tensor.device())?, 0)?,
+            _ => bail!("{self:?} is reordered before it goes to its device"),
         }
         Ok(self)
     }
@@ -144,23 +220,31 @@ impl Matrix {
         match &self.rows {
             Rows::Host { .. } => &Device::Cpu,
             Rows::Device(tensor) => tensor.device(),
+            #[cfg(feature = "cuda")]
+            Rows::Blocks(blocks) => &blocks.device,
         }
     }
 
-    /// The rows' tensor where another device holds it.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn on_device(&self) -> Option<&Tensor> {
-        match &self.rows {
-            Rows::Host { .. } => None,
-            Rows::Device(tensor) => Some(tensor),
+    /// x W^T + scale (x A^T) B^T with gradients to x, A and B, in one product. x: (..., in), a: (r, in), b: (out, r) -> (..., out).
+    /// `None` where no kernel does so: on the processor, in f32, or for sizes that are no multiples of 8.
+    pub fn forward_low_rank(&self, _x: &Tensor, _a: &Tensor, _b: &Tensor, _scale: f64) -> Result<Option<Tensor>> {
+        #[cfg(feature = "cuda")]
+        {
+            let low = LowRank { a: _a, b: _b, scale: _scale };
+            match &self.rows {
+                Rows::Device(weight) => return crate::cuda::lora_linear(_x, weight, &low),
+                Rows::Blocks(blocks) if blocks.weight.fits(_x, &low)? => return blocks.weight.linear(_x, Some(&low)).map(Some),
+                _ => {}
+            }
         }
+        Ok(None)
     }
 
-    /// All values, f32 (out, in).
+    /// All values, f32 (out, in), on the matrix's device.
     pub fn to_tensor(&self) -> Result<Tensor> {
         match &self.rows {
-            Rows::Host { .. } => self.rows(&(0..self.size.0 as u32).collect::<Vec<_>>()),
             Rows::Device(tensor) => tensor.to_dtype(DType::F32),
+            _ => self.rows(&(0..self.size.0 as u32).collect::<Vec<_>>()),
         }
     }
 
@@ -170,7 +254,7 @@ impl Matrix {
         Right { bytes, format: self.format, columns: self.size.1, turned, order: order.as_deref() }
     }
 
-    /// The rows of the given indices, f32 (indices, in): an embedding's look-up.
+    /// The rows of the given indices, f32 (indices, in), on the matrix's device with one upload: an embedding's look-up.
     pub fn rows(&self, indices: &[u32]) -> Result<Tensor> {
         let (rows, width) = self.size;
         if let Some(index) = indices.iter().find(|&&index| index as usize >= rows) {
@@ -178,7 +262,15 @@ impl Matrix {
         }
         let (bytes, range, order) = match &self.rows {
             Rows::Host { bytes, range, order } => (bytes, range, order),
-            Rows::Device(tensor) => return tensor.index_select(&Tensor::new(indices, tensor.device())?, 0)?.to_dtype(DType::F32),
+            Rows::Device(tensor) => {
+                let indices = transfers::upload(indices.to_vec(), indices.len(), tensor.device())?;
+                return tensor.index_select(&indices, 0)?.to_dtype(DType::F32);
+            }
+            #[cfg(feature = "cuda")]
+            Rows::Blocks(blocks) => {
+                let host = Matrix { rows: blocks.host.clone(), ..self.clone() };
+                return transfers::to_device(&host.rows(indices)?, &blocks.device);
+            }
         };
         let right = self.right(bytes, range, order, true);
         let mut out = vec![0.0; indices.len() * width];
@@ -193,7 +285,9 @@ impl Matrix {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match &self.rows {
             Rows::Host { .. } => x.contiguous()?.apply_op1(MatrixLinear(self.clone())),
-            Rows::Device(tensor) => frozen_linear(x, tensor, None),
+            Rows::Device(tensor) => frozen_linear(&x.to_dtype(tensor.dtype())?, tensor, None)?.to_dtype(x.dtype()),
+            #[cfg(feature = "cuda")]
+            Rows::Blocks(blocks) => blocks.weight.linear(&x.to_dtype(self.activation_dtype())?, None)?.to_dtype(x.dtype()),
         }
     }
 
@@ -203,7 +297,12 @@ impl Matrix {
         let shape = output_shape(grad.shape(), (self.size.1, self.size.0))?;
         match &self.rows {
             Rows::Host { .. } => Tensor::from_vec(self.multiply(&Values::of(&grad)?, false), shape, &Device::Cpu),
-            Rows::Device(tensor) => grad.reshape(((), self.size.0))?.matmul(&tensor.to_dtype(grad.dtype())?)?.reshape(shape),
+            Rows::Device(tensor) => {
+                let rows = grad.reshape(((), self.size.0))?.to_dtype(tensor.dtype())?;
+                rows.matmul(tensor)?.reshape(shape)?.to_dtype(grad.dtype())
+            }
+            #[cfg(feature = "cuda")]
+            Rows::Blocks(blocks) => blocks.weight.input_gradient(&grad.to_dtype(self.activation_dtype())?, &shape)?.to_dtype(grad.dtype()),
         }
     }
 
@@ -214,6 +313,10 @@ impl Matrix {
         let (k, n) = if turned { (inputs, outputs) } else { (outputs, inputs) };
         rows_times(x, self.right(bytes, range, order, turned), (k, n), self.precision)
     }
+}
+
+fn of_bytes<T, const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> T) -> Vec<T> {
+    bytes.as_chunks::<N>().0.iter().map(|bytes| value(*bytes)).collect()
 }
 
 fn to_bytes<T: Copy, const N: usize>(values: &[T], bytes: impl Fn(T) -> [u8; N]) -> Vec<u8> {
@@ -285,6 +388,39 @@ mod tests {
             assert!(largest_difference(&exact.forward(&x).unwrap(), &x.matmul(&expected.t().unwrap()).unwrap()) < 1e-5);
             assert!(largest_difference(&exact.backward(&grad).unwrap(), &grad.matmul(&expected).unwrap()) < 1e-5);
         }
+    }
+
+    #[test]
+    fn a_copy_for_a_device_holds_the_rows_in_their_order_and_multiplies_alike() {
+        let (weight, order) = (noise(6, 8), [4, 2, 0, 5, 3, 1]);
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let host = Matrix::from_tensor(&weight.to_dtype(dtype).unwrap()).unwrap().reordered(order.to_vec()).unwrap();
+            // a copy on the processor is made as one elsewhere is
+            let copy = host.copied(&Device::Cpu).unwrap();
+            let narrow = if dtype == DType::F32 { DType::F32 } else { DType::BF16 };
+            assert_eq!((copy.activation_dtype(), host.activation_dtype()), (narrow, DType::F32));
+            let expected = host.to_tensor().unwrap().to_dtype(narrow).unwrap().to_dtype(DType::F32).unwrap();
+            assert_eq!(copy.to_tensor().unwrap().to_vec2::<f32>().unwrap(), expected.to_vec2::<f32>().unwrap(), "{dtype:?}");
+            assert_eq!(copy.rows(&[3, 3, 0]).unwrap().to_vec2::<f32>().unwrap()[1], expected.to_vec2::<f32>().unwrap()[3]);
+            let (x, grad) = (noise(5, 8), noise(5, 6));
+            // a bf16 product rounds its factors and its result: 2^-8 each, of sums up to 8
+            let bound = if narrow == DType::F32 { 1e-5 } else { 3.0 * 8.0 / 256.0 };
+            assert!(largest_difference(&copy.forward(&x).unwrap(), &x.matmul(&expected.t().unwrap()).unwrap()) < bound);
+            assert!(largest_difference(&copy.backward(&grad).unwrap(), &grad.matmul(&expected).unwrap()) < bound);
+        }
+    }
+
+    #[test]
+    fn quantised_rows_become_bf16_where_no_kernel_takes_them() {
+        use candle_core::quantized::{GgmlDType, QTensor};
+        let blocks = QTensor::quantize(&noise(6, 256), GgmlDType::Q4K).unwrap();
+        let bytes: Bytes = Arc::new(blocks.data().unwrap().into_owned());
+        let host = Matrix::new(bytes, 0..6 * 144, Format::Q4K, (6, 256)).unwrap();
+        let copy = host.copied(&Device::Cpu).unwrap();
+        assert_eq!(copy.format(), Format::Bf16);
+        let expected = host.to_tensor().unwrap().to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
+        assert_eq!(copy.to_tensor().unwrap().to_vec2::<f32>().unwrap(), expected.to_vec2::<f32>().unwrap());
+        assert!(copy.on(&Device::Cpu).is_err() && copy.reordered(vec![5, 4, 3, 2, 1, 0]).is_err());
     }
 
     #[test]
