@@ -130,7 +130,11 @@ pub struct Reporter {
 impl Reporter {
     /// Opens a run's models. `generation`: in place of the run's own decoding keys; `adapter`: in place of the run's own.
     pub fn open(run: &Path, kind: DecoderKind, generation: Option<GenerationConfig>, adapter: Option<&Path>) -> Result<Self> {
-        let config = Config::of_run(run)?;
+        Reporter::of(Config::of_run(run)?, run, kind, generation, adapter)
+    }
+
+    /// As [`Reporter::open`], with the run's configuration already read (and its device chosen).
+    pub fn of(config: Config, run: &Path, kind: DecoderKind, generation: Option<GenerationConfig>, adapter: Option<&Path>) -> Result<Self> {
         let observer = Observer::of_run(&config, run)?;
         let decoder = open_decoder(&config, run, kind, adapter)?;
         let hash = |path: PathBuf| -> Result<(String, String)> {

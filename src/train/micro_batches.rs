@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ctscribe_ops::transfers::host_values;
+
 use crate::{Error, Result};
 
 use super::bucket::Bucket;
@@ -98,7 +100,7 @@ pub fn clip(gradients: Gradients, limit: Option<f64>) -> Result<(Gradients, f64)
     names.sort();
     let mut squares = 0.0f64;
     for name in names {
-        let values: Vec<f32> = gradients[name].flatten_all()?.to_vec1()?;
+        let values: Vec<f32> = host_values(&gradients[name])?;
         squares += values.iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>();
     }
     let norm = squares.sqrt();

@@ -20,7 +20,7 @@ use crate::frozen_linear;
 use crate::gemm::{Precision, Right};
 use crate::kept;
 use crate::linear::output_shape;
-use crate::transfers;
+use crate::transfers::{self, host_values};
 
 /// Bytes that outlive whoever asked for them: a mapped file, say.
 pub type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
@@ -107,8 +107,8 @@ impl Matrix {
         let length = size.0 * format.row_bytes(size.1)?;
         let bytes: Bytes = match format {
             Format::F32 => Arc::new(OfStorage(tensor)),
-            Format::F16 => Arc::new(OfTensor(to_bytes(&tensor.flatten_all()?.to_vec1::<half::f16>()?, |v| v.to_le_bytes()))),
-            _ => Arc::new(OfTensor(to_bytes(&tensor.flatten_all()?.to_vec1::<half::bf16>()?, |v| v.to_le_bytes()))),
+            Format::F16 => Arc::new(OfTensor(to_bytes(&host_values::<half::f16>(&tensor)?, |v| v.to_le_bytes()))),
+            _ => Arc::new(OfTensor(to_bytes(&host_values::<half::bf16>(&tensor)?, |v| v.to_le_bytes()))),
         };
         Matrix::new(bytes, 0..length, format, size)
     }
@@ -260,25 +260,23 @@ impl Matrix {
         if let Some(index) = indices.iter().find(|&&index| index as usize >= rows) {
             bail!("row {index} is outside a matrix of {rows} rows");
         }
-        let (bytes, range, order) = match &self.rows {
-            Rows::Host { bytes, range, order } => (bytes, range, order),
+        let (from, device) = match &self.rows {
+            host @ Rows::Host { .. } => (host, &Device::Cpu),
+            #[cfg(feature = "cuda")]
+            Rows::Blocks(blocks) => (&blocks.host, &blocks.device),
             Rows::Device(tensor) => {
                 let indices = transfers::upload(indices.to_vec(), indices.len(), tensor.device())?;
                 return tensor.index_select(&indices, 0)?.to_dtype(DType::F32);
             }
-            #[cfg(feature = "cuda")]
-            Rows::Blocks(blocks) => {
-                let host = Matrix { rows: blocks.host.clone(), ..self.clone() };
-                return transfers::to_device(&host.rows(indices)?, &blocks.device);
-            }
         };
+        let Rows::Host { bytes, range, order } = from else { unreachable!("single rows are read in the host's memory") };
         let right = self.right(bytes, range, order, true);
         let mut out = vec![0.0; indices.len() * width];
         if width > 0 {
             let work = |(out, &index): (&mut [f32], &u32)| self.format.read(right.row(index as usize), 0, out);
             out.par_chunks_exact_mut(width).zip(indices).with_min_len(16).for_each(work);
         }
-        Tensor::from_vec(out, (indices.len(), width), &Device::Cpu)
+        transfers::upload(out, (indices.len(), width), device)
     }
 
     /// x W^T, with the gradient to x only. x: (..., in) -> (..., out).
