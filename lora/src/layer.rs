@@ -114,11 +114,16 @@ impl Adapter {
         magnitude / row_norms(weight, &self.weight_delta()?)?
     }
 
+    /// Whether base and adapter may multiply x together.
+    fn multiplies_with(&self, x: &Tensor) -> bool {
+        self.magnitude.is_none() && !x.device().is_cpu()
+    }
+
     /// base(x) + scale B A x in one product where the base's device has it (A and B, f32, in the type of x there); DoRA's magnitude wants
     /// the parts. x: (..., in) -> (..., out).
     fn together(&self, base: &impl BaseLinear, x: &Tensor, [a, b]: [&Tensor; 2]) -> Result<Option<Tensor>> {
         match base.matrix() {
-            Some(matrix) if self.magnitude.is_none() && !x.device().is_cpu() => {
+            Some(matrix) if self.multiplies_with(x) => {
                 matrix.forward_low_rank(x, &a.to_dtype(x.dtype())?, &b.to_dtype(x.dtype())?, self.scale)
             }
             _ => Ok(None),
@@ -146,8 +151,30 @@ pub trait BaseLinear: Module {
     }
 }
 
-/// What DoRA needs of an adapter again and again while it does not change: filled at the first use.
-pub type FixedFactor = OnceLock<Tensor>;
+/// What is needed of an adapter again and again while it does not change: filled at the first use.
+#[derive(Debug, Clone, Default)]
+pub struct FixedFactor {
+    /// DoRA's factor of each row (out).
+    rows: OnceLock<Tensor>,
+    /// A and B in the type that a device multiplies.
+    narrow: OnceLock<[Tensor; 2]>,
+}
+
+impl FixedFactor {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        FixedFactor::default()
+    }
+
+    /// What `make` gives the first time, in its place.
+    fn filled<T>(place: &OnceLock<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
+        if let Some(value) = place.get() {
+            return Ok(value);
+        }
+        let value = make()?;
+        Ok(place.get_or_init(|| value))
+    }
+}
 
 /// A frozen module that may carry an adapter.
 #[derive(Debug, Clone)]
@@ -193,17 +220,18 @@ impl<M: BaseLinear> Adapted<M> {
     /// The same without gradients to the adapter, which does not change while `fixed` is in use.
     pub fn forward_detached(&self, x: &Tensor, fixed: &FixedFactor) -> Result<Tensor> {
         let Some(adapter) = &self.adapter else { return self.base.forward(x) };
-        if let Some(y) = adapter.together(&self.base, x, [&adapter.a.as_detached_tensor(), &adapter.b.as_detached_tensor()])? {
-            return Ok(y);
+        if adapter.multiplies_with(x) {
+            let narrow = || Ok([adapter.a.as_detached_tensor().to_dtype(x.dtype())?, adapter.b.as_detached_tensor().to_dtype(x.dtype())?]);
+            let [a, b] = FixedFactor::filled(&fixed.narrow, narrow)?;
+            if let Some(y) = adapter.together(&self.base, x, [a, b])? {
+                return Ok(y);
+            }
         }
         let sum = (self.base.forward(x)? + adapter.delta_detached(x)?)?;
         let Some(magnitude) = &adapter.magnitude else { return Ok(sum) };
-        if fixed.get().is_none() {
-            // the lengths cost r times a token's own product
-            let factor = adapter.factor(&magnitude.as_detached_tensor(), &self.base.weight()?)?.to_dtype(x.dtype())?;
-            fixed.get_or_init(|| factor);
-        }
-        sum.broadcast_mul(fixed.get().expect("filled above"))
+        // the lengths cost r times a token's own product
+        let factor = || adapter.factor(&magnitude.as_detached_tensor(), &self.base.weight()?)?.to_dtype(x.dtype());
+        sum.broadcast_mul(FixedFactor::filled(&fixed.rows, factor)?)
     }
 }
 

@@ -28,7 +28,7 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor, weights: &Tensor) -> Res
 /// The gradient to `hidden` is made with the loss, while a chunk's logits are at hand.
 pub fn linear_cross_entropy(hidden: &Tensor, head: &Matrix, targets: &Tensor, weights: &Tensor) -> Result<Tensor> {
     or_cuda!(crate::cuda::linear_cross_entropy(hidden, head, targets, weights));
-    if !fused(&[hidden, weights]) || !head.device().is_cpu() {
+    if !fused(&[hidden, weights]) || !head.in_place() {
         return composed::cross_entropy(&head.forward(hidden)?, targets, &weights.detach());
     }
     let (n, width) = hidden.dims2()?;

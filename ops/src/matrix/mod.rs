@@ -117,14 +117,15 @@ impl Matrix {
     /// rows stay as they are where the device's kernels take them (CUDA, outputs in eights), else they become bf16 too.
     pub fn on(&self, device: &Device) -> Result<Self> {
         match &self.rows {
-            Rows::Host { .. } if !device.is_cpu() => self.copied(device),
+            Rows::Host { .. } if !device.is_cpu() => self.copy_on(device),
             Rows::Host { .. } => Ok(self.clone()),
             _ => bail!("{self:?} lies on a device already"),
         }
     }
 
-    /// As [`Matrix::on`], a copy whatever the device is.
-    fn copied(&self, device: &Device) -> Result<Self> {
+    /// As [`Matrix::on`], a copy whatever the device is: on the processor too it has the form and the types that it has elsewhere, so that
+    /// what is done with it can be tried there.
+    pub fn copy_on(&self, device: &Device) -> Result<Self> {
         let rows = match self.format {
             #[cfg(feature = "cuda")]
             format if format.is_quantised() && device.is_cuda() && QuantisedWeight::takes(format, self.size) => {
@@ -163,6 +164,11 @@ impl Matrix {
             Some(order) if row > 0 => order.iter().flat_map(|&at| bytes[at as usize * row..][..row].iter().copied()).collect(),
             _ => bytes.to_vec(),
         })
+    }
+
+    /// Whether its rows are multiplied where they lie in the host's memory, by the processor's own kernels; those of a copy for a device are not.
+    pub fn in_place(&self) -> bool {
+        matches!(self.rows, Rows::Host { .. })
     }
 
     /// The type that activations have beside it: f32 on the processor, the products' own elsewhere.
@@ -394,7 +400,7 @@ mod tests {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
             let host = Matrix::from_tensor(&weight.to_dtype(dtype).unwrap()).unwrap().reordered(order.to_vec()).unwrap();
             // a copy on the processor is made as one elsewhere is
-            let copy = host.copied(&Device::Cpu).unwrap();
+            let copy = host.copy_on(&Device::Cpu).unwrap();
             let narrow = if dtype == DType::F32 { DType::F32 } else { DType::BF16 };
             assert_eq!((copy.activation_dtype(), host.activation_dtype()), (narrow, DType::F32));
             let expected = host.to_tensor().unwrap().to_dtype(narrow).unwrap().to_dtype(DType::F32).unwrap();
@@ -414,7 +420,7 @@ mod tests {
         let blocks = QTensor::quantize(&noise(6, 256), GgmlDType::Q4K).unwrap();
         let bytes: Bytes = Arc::new(blocks.data().unwrap().into_owned());
         let host = Matrix::new(bytes, 0..6 * 144, Format::Q4K, (6, 256)).unwrap();
-        let copy = host.copied(&Device::Cpu).unwrap();
+        let copy = host.copy_on(&Device::Cpu).unwrap();
         assert_eq!(copy.format(), Format::Bf16);
         let expected = host.to_tensor().unwrap().to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
         assert_eq!(copy.to_tensor().unwrap().to_vec2::<f32>().unwrap(), expected.to_vec2::<f32>().unwrap());

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use ctscribe_lora::FixedFactor;
 use ctscribe_ops::transfers::host_values;
 use ctscribe_ops::{self as ops, Attention};
@@ -19,8 +19,8 @@ enum LayerCache {
     Empty,
     /// On the processor, f32.
     Host { keys: Vec<f32>, values: Vec<f32> },
-    /// On another device, of the type that came; written in place.
-    Device { keys: Tensor, values: Tensor },
+    /// On another device or of another type; written in place.
+    Tensors { keys: Tensor, values: Tensor },
 }
 
 impl LayerCache {
@@ -28,7 +28,7 @@ impl LayerCache {
         Ok(match self {
             LayerCache::Empty => LayerCache::Empty,
             LayerCache::Host { keys, values } => LayerCache::Host { keys: keys.clone(), values: values.clone() },
-            LayerCache::Device { keys, values } => LayerCache::Device { keys: keys.copy()?, values: values.copy()? },
+            LayerCache::Tensors { keys, values } => LayerCache::Tensors { keys: keys.copy()?, values: values.copy()? },
         })
     }
 }
@@ -105,7 +105,7 @@ impl KvCache {
             match layer {
                 LayerCache::Empty => {}
                 LayerCache::Host { keys, values } => (*keys, *values) = (pick(keys), pick(values)),
-                LayerCache::Device { keys, values } => {
+                LayerCache::Tensors { keys, values } => {
                     let order = || ops::transfers::upload(order.iter().map(|&old| old as u32).collect(), order.len(), keys.device());
                     let indices = indices.get_or_insert(order()?);
                     (*keys, *values) = (keys.index_select(indices, 0)?, values.index_select(indices, 0)?);
@@ -124,7 +124,7 @@ impl KvCache {
         if self.length == 0 && new > 1 {
             return Ok(ops::attention(q, k, v, &causal)?);
         }
-        if let LayerCache::Device { keys, values } = &self.layers[layer] {
+        if let LayerCache::Tensors { keys, values } = &self.layers[layer] {
             // the last query is at the last key: causal without a mask of its own
             let read = |store: &Tensor| store.narrow(2, 0, self.length + new);
             return Ok(ops::attention(q, &read(keys)?, &read(values)?, &causal)?);
@@ -147,12 +147,12 @@ impl KvCache {
     fn store(&mut self, layer: usize, like: &Tensor) -> Result<&mut LayerCache> {
         if matches!(self.layers[layer], LayerCache::Empty) {
             let shape = (self.sequences, self.heads, self.capacity, self.width);
-            self.layers[layer] = if like.device().is_cpu() {
+            self.layers[layer] = if plain(like) {
                 let room = self.sequences * self.heads * self.capacity * self.width;
                 LayerCache::Host { keys: vec![0.0; room], values: vec![0.0; room] }
             } else {
                 let zeros = || Tensor::zeros(shape, like.dtype(), like.device());
-                LayerCache::Device { keys: zeros()?, values: zeros()? }
+                LayerCache::Tensors { keys: zeros()?, values: zeros()? }
             };
         }
         Ok(&mut self.layers[layer])
@@ -162,7 +162,7 @@ impl KvCache {
         let new = k.dim(2)?;
         let (capacity, width, from) = (self.capacity, self.width, self.length);
         match self.store(layer, k)? {
-            LayerCache::Device { keys, values } => {
+            LayerCache::Tensors { keys, values } => {
                 for (store, tensor) in [(keys, k), (values, v)] {
                     store.slice_set(&tensor.detach().contiguous()?, 2, from)?;
                 }
@@ -181,6 +181,11 @@ impl KvCache {
     }
 }
 
+/// Whether a tensor is what the processor's own attention takes.
+fn plain(tensor: &Tensor) -> bool {
+    tensor.device().is_cpu() && tensor.dtype() == DType::F32
+}
+
 /// A text of its own and how many rows of a pass are its next tokens.
 #[derive(Debug)]
 pub struct Run<'a> {
@@ -193,7 +198,7 @@ pub struct Run<'a> {
 /// As [`KvCache::attend`] for texts each with a cache of its own, whose rows stand one after the other.
 /// q: (1, H, R, D), k and v: (1, H', R, D) -> (1, H, R, D).
 pub(super) fn attend_runs(runs: &mut [Run], layer: usize, [q, k, v]: [&Tensor; 3], scale: f64) -> Result<Tensor> {
-    if !q.device().is_cpu() {
+    if !plain(q) {
         return attend_apart(runs, layer, [q, k, v], scale);
     }
     let mut start = 0;
@@ -248,8 +253,8 @@ mod tests {
 
     /// A cache of one layer in the form that other devices have.
     fn away(sequences: usize) -> KvCache {
-        let zeros = || Tensor::zeros((sequences, 2, 12, 8), candle_core::DType::F32, &Device::Cpu).unwrap();
-        KvCache { layers: vec![LayerCache::Device { keys: zeros(), values: zeros() }], ..KvCache::new(1, sequences, 2, 12, 8) }
+        let zeros = || Tensor::zeros((sequences, 2, 12, 8), DType::F32, &Device::Cpu).unwrap();
+        KvCache { layers: vec![LayerCache::Tensors { keys: zeros(), values: zeros() }], ..KvCache::new(1, sequences, 2, 12, 8) }
     }
 
     fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
@@ -311,7 +316,7 @@ mod tests {
         cache.write(0, &k, &v).unwrap();
         let mut copy = cache.copied().unwrap();
         copy.write(0, &v, &k).unwrap();
-        let LayerCache::Device { keys, .. } = &cache.layers[0] else { panic!("another form") };
+        let LayerCache::Tensors { keys, .. } = &cache.layers[0] else { panic!("another form") };
         assert_eq!(largest_difference(&keys.narrow(2, 0, 1).unwrap(), &k), 0.0);
     }
 }

@@ -21,10 +21,10 @@ type Attend<'a> = dyn FnMut(usize, [&Tensor; 3], f64) -> Result<Tensor> + 'a;
 #[derive(Debug)]
 pub struct Llama {
     config: LlamaConfig,
-    embedding: Projection,
+    pub(super) embedding: Projection,
     pub(super) layers: Vec<Layer>,
-    norm: Tensor,
-    head: Projection,
+    pub(super) norm: Tensor,
+    pub(super) head: Projection,
     cos: Tensor,
     sin: Tensor,
     recompute: bool,
@@ -38,10 +38,10 @@ impl Llama {
         let words = (config.vocab_size, dim);
         let embedding = Projection::new(&model.at("embed_tokens"), "weight", words, Init::Normal(std))?;
         // norms are of the type of what passes through them
-        let model = model.with_dtype(embedding.activation_dtype());
-        let layers = (0..config.num_hidden_layers).map(|index| Layer::new(config, &model.at("layers").at(index)));
+        let dtype = embedding.activation_dtype();
+        let layers = (0..config.num_hidden_layers).map(|index| Layer::new(config, dtype, &model.at("layers").at(index)));
         let layers = layers.collect::<Result<_>>()?;
-        let norm = model.at("norm").get("weight", &[dim], Init::Ones)?;
+        let norm = model.at("norm").with_dtype(dtype).get("weight", &[dim], Init::Ones)?;
         let head = if config.tie_word_embeddings {
             params.unused("lm_head.weight");
             embedding.clone()

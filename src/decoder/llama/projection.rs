@@ -41,7 +41,7 @@ impl Projection {
 
     /// Whether its products are those of a frozen matrix on the CPU, whose results a block can keep.
     pub fn keeps_products(&self) -> bool {
-        matches!(self, Projection::Frozen(matrix) if matrix.device().is_cpu())
+        matches!(self, Projection::Frozen(matrix) if matrix.in_place())
     }
 
     fn device(&self) -> &Device {
