@@ -1,7 +1,8 @@
 //! Our structure-observation contrast: per structure, both directions, with soft pseudo targets (method.md, stage one, 5-7).
 
 use candle_core::{D, DType, Tensor};
-use ctscribe_ops::{self as ops, transfers};
+use ctscribe_ops as ops;
+use ctscribe_ops::transfers::{self, host_values};
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
@@ -170,6 +171,21 @@ fn structure_loss(
 /// 0 where a candidate is a negative or the own text, a large negative number where it repeats the own text. similarity: (n, n + Q),
 /// numbers: (n + Q), from 0.
 fn duplicates(similarity: &Tensor, numbers: &Tensor, cosine: f64) -> Result<Tensor> {
+    if !similarity.device().is_cpu() {
+        return duplicates_there(similarity, numbers, cosine);
+    }
+    let columns = similarity.dims2()?.1;
+    let mut values: Vec<f32> = host_values(similarity)?;
+    for (i, row) in values.chunks_mut(columns).enumerate() {
+        for (j, value) in row.iter_mut().enumerate() {
+            *value = if i != j && f64::from(*value) >= cosine { HIDDEN as f32 } else { 0.0 };
+        }
+    }
+    Ok(Tensor::from_vec(values, similarity.shape(), similarity.device())?)
+}
+
+/// As [`duplicates`], made where the similarities lie.
+fn duplicates_there(similarity: &Tensor, numbers: &Tensor, cosine: f64) -> Result<Tensor> {
     let (n, columns) = similarity.dims2()?;
     let shape = (n, columns);
     let own = numbers.narrow(0, 0, n)?.unsqueeze(1)?.broadcast_as(shape)?;
@@ -195,8 +211,10 @@ mod tests {
         // 0.95 in f32 is below 0.95
         let similarity = Tensor::new(&[[1.0f32, 0.95, 0.951, -1.0], [0.96, 1.0, 0.2, 0.9500001]], &Device::Cpu).unwrap();
         let numbers = Tensor::new(&[0u32, 1, 2, 3], &Device::Cpu).unwrap();
-        let hidden = duplicates(&similarity, &numbers, 0.95).unwrap().to_vec2::<f32>().unwrap();
-        assert_eq!(hidden, [[0.0, 0.0, -1e9, 0.0], [-1e9, 0.0, 0.0, -1e9]]);
-        assert!(hidden.iter().flatten().all(|value| value.to_bits() != (-0.0f32).to_bits()));
+        for make in [duplicates, duplicates_there] {
+            let hidden = make(&similarity, &numbers, 0.95).unwrap().to_vec2::<f32>().unwrap();
+            assert_eq!(hidden, [[0.0, 0.0, -1e9, 0.0], [-1e9, 0.0, 0.0, -1e9]]);
+            assert!(hidden.iter().flatten().all(|value| value.to_bits() != (-0.0f32).to_bits()));
+        }
     }
 }
