@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Tensor};
+use ctscribe_ops::transfers;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
@@ -182,10 +183,12 @@ pub fn retrieve(config: &Config, cache: &Cache, run: &Path, split: impl Into<Sub
     }
     let reports: Vec<&str> = studies.iter().map(|study| study.report.as_str()).collect();
     let (features, present) = stack_features(&features.iter().collect::<Vec<_>>(), width)?;
+    let features = transfers::to_device(&features, observer.device())?;
     let text = observer.head().text(&features)?.detach();
+    let visual = transfers::to_device(&Tensor::stack(&visual, 0)?, observer.device())?;
     let rule = match config.structure.loss {
         LossConfig::Ours(_) => RetrievalRule::MeanOfPresent,
         LossConfig::Reference(_) => RetrievalRule::SumOfAll,
     };
-    Ok(retrieval(&report_to_volume_scores(&Tensor::stack(&visual, 0)?, &text, &present, rule)?, &reports))
+    Ok(retrieval(&report_to_volume_scores(&visual, &text, &present, rule)?, &reports))
 }

@@ -8,6 +8,7 @@ use crate::compare::{Comparing, Comparison, compare};
 use crate::config::Config;
 use crate::data::phantom::write_dataset;
 use crate::data::{Cache, Split, prepare, read_ct_rate};
+use crate::device::DeviceName;
 use crate::evaluate::{Evaluation, Instruments, RetrievalScores};
 use crate::generate::{DRAFT, DecoderKind, Report, Reporter, Visual, observe};
 use crate::run_page::{Asked, Pick, run_page};
@@ -45,6 +46,8 @@ pub struct Demo {
     pub scans: Vec<PathBuf>,
     /// Overrides of the preset's keys.
     pub set: Vec<String>,
+    /// Where models lie and are computed, if not where the preset says.
+    pub device: Option<DeviceName>,
 }
 
 /// What came out.
@@ -103,7 +106,10 @@ impl Demo {
 
     fn config(&self) -> Result<Config> {
         let quick: Vec<String> = if self.quick { QUICK.map(String::from).to_vec() } else { Vec::new() };
-        Config::load("phantom", &[quick, self.set.clone()].concat())
+        let device = self.device.map(|device| format!("device={device}"));
+        let config = Config::load("phantom", &[quick, self.set.clone(), device.into_iter().collect()].concat())?;
+        config.device.open()?;
+        Ok(config)
     }
 
     fn real_scans(&self, run: &Path) -> Result<Vec<Report>> {

@@ -21,6 +21,7 @@
 
 pub mod error;
 
+pub mod device;
 pub mod ranks;
 pub mod text;
 pub mod volume;

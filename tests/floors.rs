@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 10] = [
     &["error"],
     &["ranks", "weights"],
-    &["volume", "text"],
+    &["device", "volume", "text"],
     &["vision", "structure", "decoder", "data"],
     &["config"],
     &["generate", "evaluate"],

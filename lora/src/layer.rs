@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Module, Result, Tensor, Var};
-use ctscribe_ops as ops;
+use ctscribe_ops::{self as ops, Matrix, transfers};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -19,6 +19,17 @@ pub struct AdapterTensors {
     pub b: Tensor,
     /// DoRA's magnitude (out).
     pub magnitude: Option<Tensor>,
+}
+
+impl AdapterTensors {
+    /// The same on `device`, without a graph.
+    pub fn on(&self, device: &Device) -> Result<Self> {
+        let on = |tensor: &Tensor| match device.is_cpu() {
+            true => transfers::to_host(tensor),
+            false => transfers::to_device(&tensor.detach(), device),
+        };
+        Ok(AdapterTensors { a: on(&self.a)?, b: on(&self.b)?, magnitude: self.magnitude.as_ref().map(on).transpose()? })
+    }
 }
 
 /// The adapter of one module.
@@ -44,7 +55,7 @@ impl Adapter {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let (rank, bound) = (config.rank(path), 1.0 / (inputs as f32).sqrt());
         let values: Vec<f32> = (0..rank * inputs).map(|_| rng.random_range(-bound..=bound)).collect();
-        let a = Tensor::from_vec(values, (rank, inputs), device)?;
+        let a = transfers::upload(values, (rank, inputs), device)?;
         let b = Tensor::zeros((outputs, rank), DType::F32, device)?;
         let magnitude = if config.dora { Some(row_norms(&base.weight()?, &b.matmul(&a)?)?) } else { None };
         Adapter::new(&AdapterTensors { a, b, magnitude }, path, config)
@@ -103,9 +114,26 @@ impl Adapter {
         magnitude / row_norms(weight, &self.weight_delta()?)?
     }
 
+    /// Whether base and adapter may multiply x together.
+    fn multiplies_with(&self, x: &Tensor) -> bool {
+        self.magnitude.is_none() && !x.device().is_cpu()
+    }
+
+    /// base(x) + scale B A x in one product where the base's device has it (A and B, f32, in the type of x there); DoRA's magnitude wants
+    /// the parts. x: (..., in) -> (..., out).
+    fn together(&self, base: &impl BaseLinear, x: &Tensor, [a, b]: [&Tensor; 2]) -> Result<Option<Tensor>> {
+        match base.matrix() {
+            Some(matrix) if self.multiplies_with(x) => {
+                matrix.forward_low_rank(x, &a.to_dtype(x.dtype())?, &b.to_dtype(x.dtype())?, self.scale)
+            }
+            _ => Ok(None),
+        }
+    }
+
     // the scale goes to the thin product: r columns, not `out`
     fn product(&self, x: &Tensor, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        ops::linear(&(ops::linear(x, a, None)? * self.scale)?, b, None)
+        let (a, b) = (a.to_dtype(x.dtype())?, b.to_dtype(x.dtype())?);
+        ops::linear(&(ops::linear(x, &a, None)? * self.scale)?, &b, None)
     }
 }
 
@@ -117,10 +145,36 @@ pub trait BaseLinear: Module {
     fn device(&self) -> &Device;
     /// W (out, in), f32.
     fn weight(&self) -> Result<Tensor>;
+    /// W where it is a frozen matrix that may multiply together with an adapter.
+    fn matrix(&self) -> Option<&Matrix> {
+        None
+    }
 }
 
-/// What DoRA needs of an adapter again and again while it does not change: filled at the first use.
-pub type FixedFactor = OnceLock<Tensor>;
+/// What is needed of an adapter again and again while it does not change: filled at the first use.
+#[derive(Debug, Clone, Default)]
+pub struct FixedFactor {
+    /// DoRA's factor of each row (out).
+    rows: OnceLock<Tensor>,
+    /// A and B in the type that a device multiplies.
+    narrow: OnceLock<[Tensor; 2]>,
+}
+
+impl FixedFactor {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        FixedFactor::default()
+    }
+
+    /// What `make` gives the first time, in its place.
+    fn filled<T>(place: &OnceLock<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
+        if let Some(value) = place.get() {
+            return Ok(value);
+        }
+        let value = make()?;
+        Ok(place.get_or_init(|| value))
+    }
+}
 
 /// A frozen module that may carry an adapter.
 #[derive(Debug, Clone)]
@@ -139,15 +193,20 @@ impl<M: BaseLinear> Adapted<M> {
 
     /// x: (..., in) -> (..., out), with gradients. `dropout`: the generator of a training step.
     pub fn forward(&self, x: &Tensor, dropout: Option<&mut ChaCha8Rng>) -> Result<Tensor> {
-        let y = self.base.forward(x)?;
-        let Some(adapter) = &self.adapter else { return Ok(y) };
+        let Some(adapter) = &self.adapter else { return self.base.forward(x) };
         let dropped = match dropout {
             Some(rng) if adapter.dropout > 0.0 => Some(ops::dropout(x, adapter.dropout, rng)?),
             _ => None,
         };
+        if dropped.is_none()
+            && let Some(y) = adapter.together(&self.base, x, [adapter.a.as_tensor(), adapter.b.as_tensor()])?
+        {
+            return Ok(y);
+        }
+        let y = self.base.forward(x)?;
         let delta = adapter.delta(dropped.as_ref().unwrap_or(x))?;
         let Some(magnitude) = &adapter.magnitude else { return y + delta };
-        let factor = adapter.factor(magnitude.as_tensor(), &self.base.weight()?)?;
+        let factor = adapter.factor(magnitude.as_tensor(), &self.base.weight()?)?.to_dtype(x.dtype())?;
         match dropped {
             // as PEFT: the dropout is on all that the adapter adds, the base's share of it included
             Some(dropped) => {
@@ -160,6 +219,13 @@ impl<M: BaseLinear> Adapted<M> {
 
     /// The same without gradients to the adapter, which does not change while `fixed` is in use.
     pub fn forward_detached(&self, x: &Tensor, fixed: &FixedFactor) -> Result<Tensor> {
+        if let Some(adapter) = self.adapter.as_ref().filter(|adapter| adapter.multiplies_with(x)) {
+            let narrow = || Ok([adapter.a.as_detached_tensor().to_dtype(x.dtype())?, adapter.b.as_detached_tensor().to_dtype(x.dtype())?]);
+            let [a, b] = FixedFactor::filled(&fixed.narrow, narrow)?;
+            if let Some(y) = adapter.together(&self.base, x, [a, b])? {
+                return Ok(y);
+            }
+        }
         self.adapt_detached(self.base.forward(x)?, x, fixed)
     }
 
@@ -168,12 +234,9 @@ impl<M: BaseLinear> Adapted<M> {
         let Some(adapter) = &self.adapter else { return Ok(y) };
         let sum = (y + adapter.delta_detached(x)?)?;
         let Some(magnitude) = &adapter.magnitude else { return Ok(sum) };
-        if fixed.get().is_none() {
-            // the lengths cost r times a token's own product
-            let factor = adapter.factor(&magnitude.as_detached_tensor(), &self.base.weight()?)?;
-            fixed.get_or_init(|| factor);
-        }
-        sum.broadcast_mul(fixed.get().expect("filled above"))
+        // the lengths cost r times a token's own product
+        let factor = || adapter.factor(&magnitude.as_detached_tensor(), &self.base.weight()?)?.to_dtype(x.dtype());
+        sum.broadcast_mul(FixedFactor::filled(&fixed.rows, factor)?)
     }
 }
 

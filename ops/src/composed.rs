@@ -4,7 +4,7 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
-use crate::{Attention, ConvPadding};
+use crate::{Attention, ConvPadding, transfers};
 
 /// GELU with the exact error function. Any shape.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
@@ -64,10 +64,10 @@ pub fn l2_normalize(x: &Tensor, eps: f64) -> Result<Tensor> {
 
 /// x: (B, H, L, D), cos and sin: (L, D/2) -> (B, H, L, D).
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    let half = x.dim(D::Minus1)? / 2;
+    let (half, cos, sin) = (x.dim(D::Minus1)? / 2, cos.to_dtype(x.dtype())?, sin.to_dtype(x.dtype())?);
     let (a, b) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
-    let first = (a.broadcast_mul(cos)? - b.broadcast_mul(sin)?)?;
-    let second = (b.broadcast_mul(cos)? + a.broadcast_mul(sin)?)?;
+    let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
+    let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
     Tensor::cat(&[first, second], D::Minus1)
 }
 
@@ -87,6 +87,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
 
 /// logits: (N, V), targets: (N) u32, weights: (N) f32 -> scalar.
 pub fn cross_entropy(logits: &Tensor, targets: &Tensor, weights: &Tensor) -> Result<Tensor> {
+    let logits = logits.to_dtype(weights.dtype())?;
     let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
     let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
     let own = shifted.gather(&targets.unsqueeze(1)?, D::Minus1)?;
@@ -115,7 +116,7 @@ pub(crate) fn attend(
     if options.causal {
         let blocked = |i: usize, j: usize| if j + l > i + m { f32::MIN } else { 0.0 };
         let mask: Vec<f32> = (0..l).flat_map(|i| (0..m).map(move |j| blocked(i, j))).collect();
-        let mask = Tensor::from_vec(mask, (1, 1, l, m), q.device())?.to_dtype(q.dtype())?;
+        let mask = transfers::upload(mask, (1, 1, l, m), q.device())?.to_dtype(q.dtype())?;
         logits = logits.broadcast_add(&mask)?;
     }
     if let Some(mask) = options.key_mask {

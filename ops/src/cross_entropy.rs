@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use crate::cpu::{Values, fused, made_in_pieces, rows_a_piece, values};
 use crate::simd::{exp, exp_and_sum, largest, sum_of, vectorised};
+use crate::transfers::host_values;
 use crate::{Matrix, composed};
 
 /// Logits of a chunk in [`linear_cross_entropy`]: 28 MB, which the allocator keeps for the next (see [`crate::reuse_freed_memory`]).
@@ -26,11 +27,8 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor, weights: &Tensor) -> Res
 ///
 /// The gradient to `hidden` is made with the loss, while a chunk's logits are at hand.
 pub fn linear_cross_entropy(hidden: &Tensor, head: &Matrix, targets: &Tensor, weights: &Tensor) -> Result<Tensor> {
-    or_cuda!(match head.on_device() {
-        Some(head) => crate::cuda::linear_cross_entropy(hidden, head, targets, weights),
-        None => Ok(None),
-    });
-    if !fused(&[hidden, weights]) || !head.device().is_cpu() {
+    or_cuda!(crate::cuda::linear_cross_entropy(hidden, head, targets, weights));
+    if !fused(&[hidden, weights]) || !head.in_place() {
         return composed::cross_entropy(&head.forward(hidden)?, targets, &weights.detach());
     }
     let (n, width) = hidden.dims2()?;
@@ -114,7 +112,7 @@ vectorised! {
 
 impl Labels {
     fn read(targets: &Tensor, weights: &Tensor, rows: usize, vocabulary: usize) -> Result<Self> {
-        let (targets, weights) = (targets.to_vec1::<u32>()?, weights.to_vec1::<f32>()?);
+        let (targets, weights) = (host_values::<u32>(targets)?, host_values::<f32>(weights)?);
         if targets.len() != rows || weights.len() != rows {
             bail!("cross-entropy: {rows} rows of logits, {} targets, {} weights", targets.len(), weights.len());
         }
@@ -188,7 +186,7 @@ impl CustomOp1 for CrossEntropy {
     }
 
     fn bwd(&self, logits: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let gradient = self.labels.gradient(&Values::of(logits)?, grad.to_scalar::<f32>()?);
+        let gradient = self.labels.gradient(&Values::of(logits)?, host_values(grad)?[0]);
         Ok(Some(Tensor::from_vec(gradient, logits.shape(), logits.device())?))
     }
 }
@@ -209,6 +207,6 @@ impl CustomOp1 for Known {
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(self.gradient.affine(f64::from(grad.to_scalar::<f32>()?), 0.0)?))
+        Ok(Some(self.gradient.affine(f64::from(host_values::<f32>(grad)?[0]), 0.0)?))
     }
 }

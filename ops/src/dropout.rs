@@ -4,6 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rand::Rng;
 
 use crate::cpu::{PIECE, Values, fused, made_in_pieces, values};
+use crate::transfers;
 
 /// Zeroes each value with probability `p` and scales the rest by 1 / (1 - p). Any shape; `p` in [0, 1).
 pub fn dropout(x: &Tensor, p: f64, rng: &mut impl Rng) -> Result<Tensor> {
@@ -15,8 +16,8 @@ pub fn dropout(x: &Tensor, p: f64, rng: &mut impl Rng) -> Result<Tensor> {
     if fused(&[x]) {
         return x.contiguous()?.apply_op1(Dropout { keep, scale });
     }
-    let mask: Vec<f32> = keep.iter().map(|&keep| if keep { scale } else { 0.0 }).collect();
-    x * Tensor::from_vec(mask, x.shape(), x.device())?.to_dtype(x.dtype())?
+    let mask: Vec<u8> = keep.into_iter().map(u8::from).collect();
+    x * (transfers::upload(mask, x.shape(), x.device())?.to_dtype(x.dtype())? * f64::from(scale))?
 }
 
 struct Dropout {

@@ -18,7 +18,7 @@ use crate::simd::{sigmoid, vectorised};
 /// The gradient goes to x only: norm and matrices are frozen. Where gate and up multiply in bf16, what they give is rounded to it and kept so.
 pub fn gated_feed_forward(x: &Tensor, norm: &Tensor, eps: f64, [gate, up, down]: [&Matrix; 3]) -> Result<Tensor> {
     let norm = norm.detach();
-    if !fused(&[x, &norm]) || ![gate, up, down].iter().all(|matrix| matrix.device().is_cpu()) {
+    if !fused(&[x, &norm]) || ![gate, up, down].iter().all(|matrix| matrix.in_place()) {
         let normed = rms_norm(x, &norm, eps)?;
         return x + down.forward(&swiglu(&gate.forward(&normed)?, &up.forward(&normed)?)?)?;
     }

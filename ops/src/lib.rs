@@ -39,6 +39,7 @@ mod product;
 mod rope;
 mod simd;
 mod softmax;
+pub mod transfers;
 
 pub use activation::{geglu, geglu_halves, gelu, swiglu};
 pub use attention::{Attention, attend_one, attention, attention_with_weights};

@@ -5,13 +5,14 @@ use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, 
 use crate::composed;
 use crate::cpu::{Values, fused, made_in_pieces, values};
 use crate::simd::vectorised;
+use crate::transfers;
 
 /// Cosines and sines for positions `start .. start + length`: two (L, D/2) tensors.
 pub fn rope_tables(start: usize, length: usize, head_dim: usize, theta: f64, device: &Device) -> Result<(Tensor, Tensor)> {
     let half = head_dim / 2;
     let angle = |p: usize, i: usize| (p as f32) * (1.0 / theta.powf(2.0 * i as f64 / head_dim as f64)) as f32;
     let angles: Vec<f32> = (start..start + length).flat_map(|p| (0..half).map(move |i| angle(p, i))).collect();
-    let angles = Tensor::from_vec(angles, (length, half), device)?;
+    let angles = transfers::upload(angles, (length, half), device)?;
     Ok((angles.cos()?, angles.sin()?))
 }
 

@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use ctscribe_lora::{LoraConfig, Targets};
+use ctscribe_ops::awake;
+use ctscribe_ops::transfers::{host_values, read, read_number, to_device};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -11,7 +13,7 @@ use super::{Measured, measure};
 use crate::config::{Config, OptimizerConfig};
 use crate::generate::open_llama;
 use crate::text::bert::{BertConfig, BertEncoder};
-use crate::train::{AdamW, clip};
+use crate::train::AdamW;
 use crate::vision::CtVit;
 use crate::weights::Params;
 use crate::{Error, Result, volume};
@@ -45,9 +47,14 @@ fn noise(rng: &mut ChaCha8Rng, shape: &[usize], scale: f32) -> Result<Tensor> {
     Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }
 
-/// Times a LoRA training step of the base in `base`.
-pub fn lora_step(base: &Path, options: &StepOptions) -> Result<Measured> {
-    let mut model = open_llama(base)?;
+/// [`measure`] of work that keeps the cores awake, as training and writing do.
+fn measure_awake(runs: usize, mut work: impl FnMut() -> Result<()> + Send) -> Result<Measured> {
+    measure(runs, || awake(&mut work))
+}
+
+/// Times a LoRA training step of the base in `base` on `device`.
+pub fn lora_step(base: &Path, options: &StepOptions, device: &Device) -> Result<Measured> {
+    let mut model = open_llama(base, device)?;
     model.attach_lora(&LoraConfig::plain(8, 16.0, Targets::Names(options.targets.clone())), 1)?;
     model.set_recompute(options.recompute);
     let config = OptimizerConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, no_decay: vec![] };
@@ -57,17 +64,20 @@ pub fn lora_step(base: &Path, options: &StepOptions) -> Result<Measured> {
     let patches = noise(&mut rng, &[batch, visual, sizes.hidden_size], 0.02)?;
     let words = ids(&mut rng, batch, prompt + text, sizes.vocab_size)?;
     let length = visual + prompt + text;
-    let labels: Vec<Vec<u32>> = words.to_vec2()?;
+    let labels: Vec<Vec<u32>> = host_values(&words)?.chunks(prompt + text).map(<[u32]>::to_vec).collect();
     let next = |words: &[u32], at: usize| (at + 1).checked_sub(visual).and_then(|at| words.get(at)).copied().unwrap_or(0);
     let targets: Vec<Vec<u32>> = labels.iter().map(|words| (0..length).map(|at| next(words, at)).collect()).collect();
     let weights: Vec<f32> = (0..length).map(|at| if at + 1 >= visual + prompt && at + 1 < length { 1.0 } else { 0.0 }).collect();
     let weights = vec![weights; batch];
-    measure(options.runs, || {
-        let input = Tensor::cat(&[&patches, &model.embed(&words)?], 1)?;
+    measure_awake(options.runs, || {
+        let visual = to_device(&patches, device)?.to_dtype(model.dtype())?;
+        let input = Tensor::cat(&[&visual, &model.embed(&words)?], 1)?;
         let hidden = model.forward(&input, None, None)?;
         let loss = (model.loss_sum(&hidden, &targets, &weights)? / (batch * text) as f64)?;
-        let (gradients, _) = clip(optimizer.gradients(&mut loss.backward()?), Some(1.0))?;
-        optimizer.step(&gradients, 1e-4)
+        let gradients = optimizer.gradients(&mut loss.backward()?);
+        optimizer.step_within(gradients, 1e-4, Some(1.0))?;
+        // waits for the device, as a training step does for its loss
+        read_number(&loss).map(|_| ()).map_err(Into::into)
     })
 }
 
@@ -83,30 +93,32 @@ pub struct DecodeOptions {
 }
 
 /// Times `options.new` tokens after a prompt that was read before the clock started.
-pub fn decode(base: &Path, options: &DecodeOptions) -> Result<Measured> {
-    let model = open_llama(base)?;
+pub fn decode(base: &Path, options: &DecodeOptions, device: &Device) -> Result<Measured> {
+    let model = open_llama(base, device)?;
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let prompt = model.embed(&ids(&mut rng, 1, options.prompt, model.config().vocab_size)?)?;
-    let mut start = model.cache(1, options.prompt + options.new + 1);
-    model.forward_cached(&prompt, &mut start)?;
-    measure(options.runs, || {
-        let (mut cache, mut word) = (start.clone(), 5u32);
+    let mut cache = model.cache(1, options.prompt + options.new + 1);
+    model.forward_cached(&prompt, &mut cache)?;
+    measure_awake(options.runs, || {
+        cache.truncate(options.prompt);
+        let mut word = 5u32;
         for _ in 0..options.new {
             let hidden = model.forward_cached(&model.embed(&Tensor::new(&[[word]], &Device::Cpu)?)?, &mut cache)?;
-            word = model.logits(&hidden)?.flatten_all()?.argmax(0)?.to_scalar()?;
+            word = read(&model.logits(&hidden)?.flatten_all()?.argmax(0)?)?[0];
         }
         Ok(())
     })
 }
 
 /// Times reading a prompt and the logits of its last position.
-pub fn prefill(base: &Path, options: &DecodeOptions) -> Result<Measured> {
-    let model = open_llama(base)?;
+pub fn prefill(base: &Path, options: &DecodeOptions, device: &Device) -> Result<Measured> {
+    let model = open_llama(base, device)?;
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let prompt = model.embed(&ids(&mut rng, 1, options.prompt, model.config().vocab_size)?)?;
-    measure(options.runs, || {
+    measure_awake(options.runs, || {
         let hidden = model.forward_cached(&prompt, &mut model.cache(1, options.prompt))?;
-        model.logits(&hidden.narrow(1, options.prompt - 1, 1)?)?;
+        // waits for the device
+        read::<f32>(&model.logits(&hidden.narrow(1, options.prompt - 1, 1)?)?.to_dtype(DType::F32)?)?;
         Ok(())
     })
 }
@@ -123,27 +135,30 @@ fn ct_vit(shape: [usize; 3], params: &Params) -> Result<CtVit> {
 }
 
 /// Times CT-ViT's encoding of one volume (D, H, W), quantisation included.
-pub fn encode(shape: [usize; 3], runs: usize) -> Result<Measured> {
-    let model = ct_vit(shape, &Params::fresh(1, &Device::Cpu).frozen())?;
+pub fn encode(shape: [usize; 3], runs: usize, device: &Device) -> Result<Measured> {
+    let model = ct_vit(shape, &Params::fresh(1, device).frozen())?;
     let volume = noise(&mut ChaCha8Rng::seed_from_u64(0), &[1, 1, shape[0], shape[1], shape[2]], 1.0)?;
-    measure(runs, || {
-        model.quantize(&model.encode(&volume)?)?;
+    measure_awake(runs, || {
+        let quantized = model.quantize(&model.encode(&to_device(&volume, device)?)?)?;
+        // waits for the device
+        read_number(&quantized.commitment)?;
         Ok(())
     })
 }
 
 /// Times CT-ViT's forward and backward pass and an AdamW step on one volume (D, H, W).
-pub fn train_encoder(shape: [usize; 3], recompute: bool, runs: usize) -> Result<Measured> {
-    let params = Params::fresh(1, &Device::Cpu);
+pub fn train_encoder(shape: [usize; 3], recompute: bool, runs: usize, device: &Device) -> Result<Measured> {
+    let params = Params::fresh(1, device);
     let mut model = ct_vit(shape, &params)?;
     model.set_recompute(recompute);
     let config = OptimizerConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, no_decay: vec![] };
     let mut optimizer = AdamW::new(params.trainable(), config);
     let volume = noise(&mut ChaCha8Rng::seed_from_u64(0), &[1, 1, shape[0], shape[1], shape[2]], 1.0)?;
-    measure(runs, || {
-        let loss = model.encode(&volume)?.sqr()?.mean_all()?;
+    measure_awake(runs, || {
+        let loss = model.encode(&to_device(&volume, device)?)?.sqr()?.mean_all()?;
         let gradients = optimizer.gradients(&mut loss.backward()?);
-        optimizer.step(&gradients, 1e-5)
+        optimizer.step(&gradients, 1e-5)?;
+        read_number(&loss).map(|_| ()).map_err(Into::into)
     })
 }
 
@@ -159,7 +174,7 @@ pub fn prepare_file(path: &Path, target: [usize; 3], runs: usize) -> Result<Meas
 }
 
 /// Times BERT-base with random weights on `sentences` sentences of `tokens` tokens.
-pub fn text_encoder(sentences: usize, tokens: usize, runs: usize) -> Result<Measured> {
+pub fn text_encoder(sentences: usize, tokens: usize, runs: usize, device: &Device) -> Result<Measured> {
     let config = BertConfig {
         vocab_size: 30_522,
         hidden_size: 768,
@@ -173,11 +188,12 @@ pub fn text_encoder(sentences: usize, tokens: usize, runs: usize) -> Result<Meas
         hidden_dropout_prob: 0.0,
         model_type: "bert".to_string(),
     };
-    let model = BertEncoder::new(&config, &Params::fresh(1, &Device::Cpu).frozen())?;
+    let model = BertEncoder::new(&config, &Params::fresh(1, device).frozen())?;
     let ids = ids(&mut ChaCha8Rng::seed_from_u64(0), sentences, tokens, 30_000)?;
     let mask = ids.ones_like()?;
     measure(runs, || {
-        model.forward(&ids, &mask)?;
+        // waits for the device
+        read_number(&model.forward(&ids, &mask)?.sum_all()?)?;
         Ok(())
     })
 }

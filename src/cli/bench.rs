@@ -10,6 +10,7 @@ use crate::Result;
 use crate::bench::{DecodeOptions, Measured, ReportOptions, StepOptions};
 use crate::bench::{decode, encode, lora_step, prefill, prepare_file, report, text_encoder, train_encoder};
 use crate::data::Subset;
+use crate::device::DeviceName;
 
 use super::run::{print_json, three};
 
@@ -21,6 +22,12 @@ pub struct Args {
     /// Runs on the clock, after one to warm up.
     #[arg(long, global = true, default_value_t = 5, value_name = "NUMBER")]
     runs: usize,
+    /// Where models lie and are computed: cpu, or cuda:N (`report`: where its run's configuration says).
+    #[arg(long, global = true, default_value_t = DeviceName::Cpu, value_name = "cpu|cuda:N")]
+    device: DeviceName,
+    /// As JSON, which it is anyway.
+    #[arg(long, global = true)]
+    json: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -112,23 +119,25 @@ enum Work {
 
 impl Args {
     pub(super) fn run(self) -> Result<()> {
-        let runs = self.runs;
+        // JSON is what there is
+        let Args { work, runs, device, json: _ } = self;
+        let device = device.open()?;
         let voxels = |shape: &[usize]| three("--shape", shape);
-        let (name, tokens, measured) = match self.work {
+        let (name, tokens, measured) = match work {
             Work::Report { data, run, split, studies, drafts } => {
                 let options = ReportOptions { split, studies, drafts: drafts.into(), runs };
                 return print_json(&json!({"bench": "report", "times": report(&run, &data, options)?}));
             }
             Work::LoraStep { base, visual, prompt, text, batch, recompute, targets } => {
                 let options = StepOptions { visual, prompt, text, batch, recompute, targets, runs };
-                ("lora-step", batch * (visual + prompt + text), lora_step(&base, &options)?)
+                ("lora-step", batch * (visual + prompt + text), lora_step(&base, &options, &device)?)
             }
-            Work::Decode { base, prompt, new } => ("decode", new, decode(&base, &DecodeOptions { prompt, new, runs })?),
-            Work::Prefill { base, prompt } => ("prefill", prompt, prefill(&base, &DecodeOptions { prompt, new: 0, runs })?),
-            Work::Encode { shape, train: false, .. } => ("encode", 1, encode(voxels(&shape)?, runs)?),
-            Work::Encode { shape, recompute, .. } => ("train-encoder", 1, train_encoder(voxels(&shape)?, recompute, runs)?),
+            Work::Decode { base, prompt, new } => ("decode", new, decode(&base, &DecodeOptions { prompt, new, runs }, &device)?),
+            Work::Prefill { base, prompt } => ("prefill", prompt, prefill(&base, &DecodeOptions { prompt, new: 0, runs }, &device)?),
+            Work::Encode { shape, train: false, .. } => ("encode", 1, encode(voxels(&shape)?, runs, &device)?),
+            Work::Encode { shape, recompute, .. } => ("train-encoder", 1, train_encoder(voxels(&shape)?, recompute, runs, &device)?),
             Work::Prepare { scan } => ("prepare", 1, prepare_file(&scan, [240, 480, 480], runs)?),
-            Work::TextEncoder => ("text-encoder", 64, text_encoder(64, 40, runs)?),
+            Work::TextEncoder => ("text-encoder", 64, text_encoder(64, 40, runs, &device)?),
         };
         print(name, tokens, &measured);
         Ok(())

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::Result;
 use crate::demo::{Demo, NOTICE};
+use crate::device::DeviceName;
 use crate::train::peak_memory_mib;
 
 /// Arguments of `demo`.
@@ -21,11 +22,14 @@ pub struct Args {
     /// Overrides one key of the preset `phantom`, in YAML.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// Where models lie and are computed: cpu, or cuda:N.
+    #[arg(long, value_name = "cpu|cuda:N")]
+    device: Option<DeviceName>,
 }
 
 impl Args {
     pub(super) fn run(self) -> Result<()> {
-        let outcome = Demo { out: self.out.clone(), quick: self.quick, scans: self.scan, set: self.set }.run()?;
+        let outcome = Demo { out: self.out.clone(), quick: self.quick, scans: self.scan, set: self.set, device: self.device }.run()?;
         println!("{}", outcome.comparison);
         println!("report-to-volume retrieval among {} held-out phantoms", outcome.retrieval.volumes);
         for (k, recall) in &outcome.retrieval.recall_at {

@@ -16,7 +16,7 @@ use crate::train::Progress;
 use crate::{Error, Result};
 
 use super::instruments::InstrumentArgs;
-use super::run::{DecoderArg, print_json, some_failed};
+use super::run::{DecoderArg, DeviceArg, print_json, some_failed};
 
 /// Arguments of `evaluate`.
 #[derive(Debug, clap::Args)]
@@ -49,6 +49,8 @@ pub struct Args {
     /// Also writes the generated reports as VLM3D's predictions.json.
     #[arg(long, value_name = "FILE")]
     submission: Option<PathBuf>,
+    #[command(flatten)]
+    device: DeviceArg,
     #[command(flatten)]
     instruments: InstrumentArgs,
     /// As JSON, every study's contribution included.
@@ -125,7 +127,7 @@ impl Args {
         let (Some(run), Some(data)) = (&self.run, &self.data) else {
             return Err(Error::Invalid("give --run and --data, or --pairs".to_string()));
         };
-        let (config, cache) = (Config::of_run(run)?, Cache::open(data)?);
+        let (config, cache) = (self.device.over(Config::of_run(run)?)?, Cache::open(data)?);
         let (kind, whole) = (DecoderKind::from(self.decoder), (&config, &cache, run.as_path()));
         let question = |visual: Visual| Question { split: self.split, visual, limit: self.limit };
         let ask = |visual: Visual| {

@@ -16,7 +16,7 @@ use crate::volume::find_scans;
 use crate::weights::write_aside;
 use crate::{Error, Result};
 
-use super::run::{DecoderArg, json_line};
+use super::run::{DecoderArg, DeviceArg, json_line};
 
 /// Arguments of `generate`.
 #[derive(Debug, clap::Args)]
@@ -48,6 +48,8 @@ pub struct Args {
     /// Prints text as it comes.
     #[arg(long)]
     stream: bool,
+    #[command(flatten)]
+    device: DeviceArg,
     #[command(flatten)]
     decoding: Decoding,
 }
@@ -133,10 +135,11 @@ impl Args {
             return Err(Error::Invalid("--stream is for a single process: several write at the same time".to_string()));
         }
         let kind: DecoderKind = self.decoder.into();
-        let generation = self.decoding.over(kind.generation(&Config::of_run(&self.run)?))?;
+        let config = self.device.over(Config::of_run(&self.run)?)?;
+        let generation = self.decoding.over(kind.generation(&config))?;
         let scans = find_scans(&self.scans)?;
         let reference = self.reference(scans.len())?;
-        let reporter = Reporter::open(&self.run, kind, Some(generation), self.adapter.as_deref())?;
+        let reporter = Reporter::of(config, &self.run, kind, Some(generation), self.adapter.as_deref())?;
         for folder in self.out.iter().chain(&self.heatmaps) {
             std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         }

@@ -7,13 +7,15 @@ use crate::assess::retrieve;
 use crate::data::{SplitRecord, Subset};
 use crate::evaluate::RetrievalScores;
 
-use super::run::{RunArgs, open, print_json};
+use super::run::{DeviceArg, RunArgs, open, print_json};
 
 /// Arguments of `retrieve`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     run: RunArgs,
+    #[command(flatten)]
+    device: DeviceArg,
     /// Among these studies: train, validation, test, or a published split (ct-rate-valid-volumes, ct-rate-valid-scans,
     /// ct-rate-valid-500-characters, ctrg-test).
     #[arg(long, default_value = "test")]
@@ -33,6 +35,7 @@ struct Found {
 impl Args {
     pub(super) fn run(self) -> Result<()> {
         let (config, cache) = open(&self.run)?;
+        let config = self.device.over(config)?;
         let scores = retrieve(&config, &cache, &self.run.run, self.split)?;
         let split = cache.split_record(self.split, scores.volumes)?;
         if self.json {

@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 
 use crate::config::Config;
 use crate::data::Cache;
+use crate::device::DeviceName;
 use crate::generate::DecoderKind;
 use crate::text::Labeller;
 use crate::weights::write_aside;
@@ -31,6 +32,24 @@ pub struct ConfigArgs {
     /// Overrides one key, in YAML: `--set llama.lora.r=8`.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+}
+
+/// Where this call works.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct DeviceArg {
+    /// Where models lie and are computed in this call: cpu, or cuda:N (several ranks of a machine: from N on). Default: the
+    /// configuration's `device`.
+    #[arg(long, value_name = "cpu|cuda:N")]
+    device: Option<DeviceName>,
+}
+
+impl DeviceArg {
+    /// `config` with this call's device, which must be there.
+    pub fn over(self, config: Config) -> Result<Config> {
+        let config = Config { device: self.device.unwrap_or(config.device), ..config };
+        config.device.open()?;
+        Ok(config)
+    }
 }
 
 /// The decoder, as an argument.
@@ -86,6 +105,7 @@ pub fn run_config(run: &Path, args: &ConfigArgs) -> Result<Config> {
     let given = args.config.as_ref().map(|name| Config::load(name, &args.set)).transpose()?;
     if own.is_file() {
         let config = Config::of_run(run)?;
+        let given = given.map(|given| Config { device: config.device, ..given });
         let changed = given.as_ref().is_some_and(|given| *given != config) || (given.is_none() && !args.set.is_empty());
         if changed {
             return Err(Error::file(&own, "the run has begun with other keys than --config and --set give; take another run folder"));

@@ -7,7 +7,7 @@ use crate::data::Cache;
 use crate::ranks::Communicator;
 use crate::train::{Call, Ended, train_language_for, train_report_for, train_structure_for, write_manifest};
 
-use super::run::{ConfigArgs, DecoderArg, RunArgs, run_config};
+use super::run::{ConfigArgs, DecoderArg, DeviceArg, RunArgs, run_config};
 
 /// Arguments of `train`.
 #[derive(Debug, Parser)]
@@ -38,6 +38,8 @@ struct Common {
     run: RunArgs,
     #[command(flatten)]
     config: ConfigArgs,
+    #[command(flatten)]
+    device: DeviceArg,
     /// Goes on after the newest checkpoint.
     #[arg(long)]
     resume: bool,
@@ -53,6 +55,7 @@ impl Args {
             write_manifest(&config, &cache, run)?;
             Ok(config)
         })?;
+        let config = common.device.over(config)?;
         let call = Call { resume: common.resume, stop_after: None, ranks };
         let said = match &self.stage {
             Stage::Structure(_) => {

@@ -5,6 +5,7 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 use yaml_serde::Value;
 
+use crate::device::DeviceName;
 use crate::{Error, Result};
 
 use super::watching::{LANGUAGE_MEASURES, REPORT_MEASURES, STRUCTURE_MEASURES};
@@ -65,9 +66,9 @@ impl Config {
         yaml_serde::to_string(self).map_err(|e| Error::Invalid(format!("the configuration cannot be written: {e}")))
     }
 
-    /// SHA-256 of the resolved configuration.
+    /// SHA-256 of the resolved configuration, the device aside.
     pub fn sha256(&self) -> Result<String> {
-        let digest = Sha256::digest(self.to_yaml()?.as_bytes());
+        let digest = Sha256::digest(Config { device: DeviceName::Cpu, ..self.clone() }.to_yaml()?.as_bytes());
         Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
@@ -152,6 +153,17 @@ mod tests {
         ] {
             assert!(message.contains(part), "{message}");
         }
+    }
+
+    #[test]
+    fn the_device_is_a_key_of_its_own_and_changes_no_hash() {
+        let there = Config::load("phantom", &["device=cuda:1".to_string()]).unwrap();
+        assert_eq!((there.device, there.at_once()), (DeviceName::Cuda(1), 1));
+        let here = Config::load("phantom", &[]).unwrap();
+        assert_eq!((here.device, here.at_once()), (DeviceName::Cpu, here.threads));
+        assert_eq!(there.sha256().unwrap(), here.sha256().unwrap());
+        let message = Config::load("phantom", &["device=gpu".to_string()]).unwrap_err().to_string();
+        assert!(message.contains("no device is called `gpu`"), "{message}");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::DataConfig;
 use crate::data::phantom::PhantomConfig;
+use crate::device::DeviceName;
 use crate::structure::{HeadConfig, LossConfig, QueriesConfig, QueueConfig, SelectionConfig};
 use crate::text::EncoderConfig;
 use crate::vision::CtVitConfig;
@@ -36,6 +37,8 @@ pub struct Config {
     pub seed: u64,
     /// Micro-batches at once.
     pub threads: usize,
+    /// Where models lie and are computed. No part of [`Config::sha256`]: a run goes on on another device, and ends the same but for rounding.
+    pub device: DeviceName,
     /// The synthetic dataset that `demo` and `phantom` draw; null: none.
     pub phantoms: Option<PhantomConfig>,
     /// Which studies, which text.
@@ -94,6 +97,13 @@ pub struct StructureConfig {
     pub loss: LossConfig,
     /// The queue of negatives.
     pub queue: QueueConfig,
+}
+
+impl Config {
+    /// Micro-batches at once: on a device one after the other, which keep it busy by themselves and share its memory.
+    pub fn at_once(&self) -> usize {
+        if self.device.is_cpu() { self.threads } else { 1 }
+    }
 }
 
 impl StructureConfig {

@@ -1,5 +1,8 @@
 //! Which positions of a batch carry a label.
 
+use candle_core::{DType, Device, Tensor};
+use ctscribe_ops::transfers;
+
 use crate::{Error, Result};
 
 /// The labelled positions of a batch, flat.
@@ -13,6 +16,18 @@ pub struct Labelled {
     pub weights: Vec<f32>,
 }
 
+impl Labelled {
+    /// Rows and ids (n) u32, weights (n) f32 on `device`, with one upload.
+    pub fn upload(&self, device: &Device) -> Result<[Tensor; 3]> {
+        let count = self.rows.len();
+        // an f64 holds each of them without loss
+        let numbers = self.rows.iter().chain(&self.ids).map(|&number| f64::from(number));
+        let all = numbers.chain(self.weights.iter().map(|&weight| f64::from(weight))).collect();
+        let all = transfers::upload(all, (3, count), device)?;
+        Ok([all.get(0)?.to_dtype(DType::U32)?, all.get(1)?.to_dtype(DType::U32)?, all.get(2)?.to_dtype(DType::F32)?])
+    }
+}
+
 /// targets and weights: (B, L); positions of weight 0 carry no label.
 pub fn labelled(targets: &[Vec<u32>], weights: &[Vec<f32>]) -> Result<Labelled> {
     let pairs = targets.iter().flatten().zip(weights.iter().flatten()).enumerate();
@@ -24,4 +39,18 @@ pub fn labelled(targets: &[Vec<u32>], weights: &[Vec<f32>]) -> Result<Labelled> 
     let rows = counted.iter().map(|(row, _, _)| *row).collect();
     let ids = counted.iter().map(|(_, id, _)| *id).collect();
     Ok(Labelled { rows, ids, weights: counted.iter().map(|(_, _, weight)| *weight).collect() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_labelled_goes_up_without_loss() {
+        let labelled = labelled(&[vec![7, u32::MAX], vec![31_999, 2]], &[vec![0.0, 0.1], vec![1.0, 0.0]]).unwrap();
+        let [rows, ids, weights] = labelled.upload(&Device::Cpu).unwrap();
+        assert_eq!(rows.to_vec1::<u32>().unwrap(), [1, 2]);
+        assert_eq!(ids.to_vec1::<u32>().unwrap(), [u32::MAX, 31_999]);
+        assert_eq!(weights.to_vec1::<f32>().unwrap(), [0.1, 1.0]);
+    }
 }

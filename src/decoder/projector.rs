@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
 use ctscribe_ops as ops;
+use ctscribe_ops::transfers::{self, host_values};
 use serde::{Deserialize, Serialize};
 
 use crate::weights::{Init, Params};
@@ -74,10 +75,11 @@ impl Projector {
     }
 
     /// Takes mean and deviation of the training set's tokens, each (V, h); nothing where tokens are not standardised.
-    pub fn set_statistics(&mut self, mean: Tensor, deviation: Tensor) {
-        if self.statistics.is_some() {
-            self.statistics = Some([mean, deviation]);
+    pub fn set_statistics(&mut self, mean: &Tensor, deviation: &Tensor) -> Result<()> {
+        if let Some(own) = &mut self.statistics {
+            *own = [transfers::to_device(mean, own[0].device())?, transfers::to_device(deviation, own[1].device())?];
         }
+        Ok(())
     }
 
     /// The training statistics by name, for a checkpoint.
@@ -113,7 +115,7 @@ pub fn token_statistics(studies: impl Iterator<Item = Result<Tensor>>, structure
     for tokens in studies {
         let tokens = tokens?.to_dtype(DType::F32)?;
         shape = tokens.dims2()?;
-        let values: Vec<f32> = tokens.flatten_all()?.to_vec1()?;
+        let values: Vec<f32> = host_values(&tokens)?;
         sum.resize(values.len(), 0.0);
         squares.resize(values.len(), 0.0);
         for (index, value) in values.iter().enumerate() {

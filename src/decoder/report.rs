@@ -1,6 +1,7 @@
 //! A decoder with all that stands around it: projector, prompt, tokenizer. Training and generation see both kinds alike.
 
 use candle_core::{DType, Device, Tensor};
+use ctscribe_ops::{awake, transfers};
 use rand_chacha::ChaCha8Rng;
 
 use crate::text::{PromptText, Tokenizer};
@@ -108,12 +109,10 @@ impl ReportDecoder {
         let visual = self.project(tokens)?;
         match &self.network {
             Network::Llama { model, before, after } => {
-                let prefix = llama_prefix(model, &visual, before, after)?;
-                let Shifted { inputs, targets, weights } = shifted(reports, prefix.dim(1)?, self.tokenizer.pad);
-                let input = match inputs.first().map_or(0, Vec::len) {
-                    0 => prefix,
-                    _ => Tensor::cat(&[&prefix, &model.embed(&ids(&inputs)?)?], 1)?,
-                };
+                let prefix = before.len() + visual.dim(1)? + after.len();
+                let Shifted { inputs, targets, weights } = shifted(reports, prefix, self.tokenizer.pad);
+                let behind: Vec<Vec<u32>> = inputs.into_iter().map(|row| [after.as_slice(), &row].concat()).collect();
+                let input = among_words(model, &visual, before, &behind)?;
                 let hidden = model.forward(&input, None, dropout)?;
                 model.loss_sum(&hidden, &targets, &weights)
             }
@@ -151,12 +150,22 @@ impl ReportDecoder {
         &self,
         tokens: &Tensor,
         config: &GenerationConfig,
+        on_token: &mut (dyn FnMut(usize, u32) + Send),
+    ) -> Result<(Vec<Vec<u32>>, Option<Effort>)> {
+        awake(|| self.write_awake(tokens, config, on_token))
+    }
+
+    fn write_awake(
+        &self,
+        tokens: &Tensor,
+        config: &GenerationConfig,
         on_token: &mut dyn FnMut(usize, u32),
     ) -> Result<(Vec<Vec<u32>>, Option<Effort>)> {
         let config = GenerationConfig { eos: vec![self.tokenizer.end], ..config.clone() };
         match (&self.network, config.strategy) {
             (Network::Llama { model, before, after }, Strategy::Greedy) => {
-                let prefixes = llama_prefix(model, &self.project(tokens)?.detach(), before, after)?;
+                let behind = vec![after.clone(); tokens.dim(0)?];
+                let prefixes = among_words(model, &self.project(tokens)?.detach(), before, &behind)?;
                 let mut texts = LlamaTexts::new(model, &prefixes, config.max_new_tokens)?;
                 let (reports, effort) = write_greedily(&mut texts, tokens.dim(0)?, self.drafts.as_ref(), &config, on_token)?;
                 Ok((reports, Some(effort)))
@@ -177,7 +186,7 @@ impl ReportDecoder {
             let mut heard = |row: usize, id: u32| on_token(start + row, id);
             reports.extend(match &self.network {
                 Network::Llama { model, before, after } => {
-                    let prefix = llama_prefix(model, &visual, before, after)?;
+                    let prefix = among_words(model, &visual, before, &vec![after.clone(); rows])?;
                     let mut prompt = LlamaPrompt::new(model, Some(prefix), rows, config.max_new_tokens)?;
                     generate(&mut prompt, &vec![vec![]; rows], config, &mut heard)?
                 }
@@ -190,8 +199,17 @@ impl ReportDecoder {
         Ok(reports)
     }
 
+    /// Where the decoder lies.
+    pub fn device(&self) -> &Device {
+        match &self.network {
+            Network::Llama { model, .. } => model.device(),
+            Network::Bert(model) => model.device(),
+        }
+    }
+
+    /// tokens: (B, V, h) in the host's memory -> (B, V, hidden), f32, on the decoder's device with one upload.
     fn project(&self, tokens: &Tensor) -> Result<Tensor> {
-        let tokens = tokens.to_dtype(DType::F32)?;
+        let tokens = transfers::to_device(tokens, self.device())?.to_dtype(DType::F32)?;
         match &self.projector {
             Some(projector) => projector.forward(&tokens),
             None => Ok(tokens),
@@ -199,16 +217,23 @@ impl ReportDecoder {
     }
 }
 
-/// visual: (B, V, D) between the prompt's two halves: (B, P, D).
-fn llama_prefix(model: &Llama, visual: &Tensor, before: &[u32], after: &[u32]) -> Result<Tensor> {
-    let rows = visual.dim(0)?;
-    let embedded = |part: &[u32]| -> Result<Option<Tensor>> {
-        if part.is_empty() {
-            return Ok(None);
-        }
-        Ok(Some(model.embed(&ids(&vec![part.to_vec(); rows])?)?.detach().to_dtype(visual.dtype())?))
-    };
-    let parts: Vec<Tensor> = [embedded(before)?, Some(visual.clone()), embedded(after)?].into_iter().flatten().collect();
+/// visual: (B, V, D) between the words `before` it and those `behind` it, a row a sequence: (B, P, D) of the model's type. One look-up for
+/// all words.
+fn among_words(model: &Llama, visual: &Tensor, before: &[u32], behind: &[Vec<u32>]) -> Result<Tensor> {
+    let visual = visual.to_dtype(model.dtype())?;
+    let words: Vec<Vec<u32>> = behind.iter().map(|behind| [before, behind].concat()).collect();
+    let (first, count) = (before.len(), words.first().map_or(0, Vec::len));
+    if count == 0 {
+        return Ok(visual);
+    }
+    let words = model.embed(&ids(&words)?)?;
+    let mut parts = vec![visual];
+    if first > 0 {
+        parts.insert(0, words.narrow(1, 0, first)?);
+    }
+    if count > first {
+        parts.push(words.narrow(1, first, count - first)?);
+    }
     Ok(Tensor::cat(&parts, 1)?)
 }
 
@@ -238,6 +263,7 @@ fn shifted(reports: &[&TargetReport], prefix: usize, pad: u32) -> Shifted {
     }
 }
 
+/// Rows of ids as a tensor of the host's.
 fn ids(rows: &[Vec<u32>]) -> Result<Tensor> {
     let length = rows.first().map_or(0, Vec::len);
     if rows.iter().any(|row| row.len() != length) {

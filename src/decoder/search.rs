@@ -2,6 +2,7 @@
 
 use candle_core::Tensor;
 use ctscribe_ops::FEW_ROWS;
+use ctscribe_ops::transfers::read_rows;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -135,8 +136,9 @@ pub fn generate(
     Ok(sequences)
 }
 
+/// The rows of logits (n, vocabulary): what a pass reads back.
 pub(super) fn rows(logits: &Tensor) -> Result<Vec<Vec<f32>>> {
-    Ok(logits.to_dtype(candle_core::DType::F32)?.to_vec2()?)
+    Ok(read_rows(&logits.to_dtype(candle_core::DType::F32)?)?)
 }
 
 fn choose(logits: &[f32], strategy: &Strategy, rng: &mut ChaCha8Rng) -> u32 {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use ctscribe_lora::{CONFIG_FILE, LoraConfig, TENSOR_FILE};
+use ctscribe_ops::transfers;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -32,7 +33,7 @@ pub struct MergeOutcome {
 
 /// Logits (L, vocabulary) of `ids` by the LLaMA in `base` with `adapter`, if there is one.
 pub fn adapter_logits(base: &Path, adapter: Option<&Path>, ids: &[u32]) -> Result<Tensor> {
-    let mut model = open_llama(base)?;
+    let mut model = open_llama(base, &Device::Cpu)?;
     if let Some(adapter) = adapter {
         model.load_adapter(adapter)?;
     }
@@ -54,7 +55,7 @@ fn logits(model: &Llama, ids: &[u32]) -> Result<Tensor> {
 /// The tensors of an adapter beside the base that it is to be put on, and its configuration.
 pub fn verify_adapter(adapter: &Path, base: &Path) -> Result<(LoraConfig, Vec<Fit>)> {
     let (config, shapes) = ctscribe_lora::adapter_shapes(adapter)?;
-    let fits = open_llama(base)?.fits(&config, &shapes);
+    let fits = open_llama(base, &Device::Cpu)?.fits(&config, &shapes);
     Ok((config, fits))
 }
 
@@ -64,15 +65,15 @@ pub fn merge_adapter(adapter: &Path, base: &Path, out: &Path, f32: bool, toleran
     if out.canonicalize().is_ok_and(|out| base.canonicalize().is_ok_and(|base| base == out)) {
         return Err(Error::file(out, "the merged model would take its base's place"));
     }
-    let mut model = open_llama(base)?;
+    let mut model = open_llama(base, &Device::Cpu)?;
     model.load_adapter(adapter)?;
     let ids = seeded_ids(&model);
     let expected = logits(&model, &ids)?;
     model.merge_adapter()?;
     write_merged(&model, base, out, f32)?;
     drop(model);
-    let found = logits(&open_llama(out)?, &ids)?;
-    let largest = |tensor: &Tensor| -> Result<f32> { Ok(tensor.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?) };
+    let found = logits(&open_llama(out, &Device::Cpu)?, &ids)?;
+    let largest = |tensor: &Tensor| -> Result<f32> { Ok(transfers::read_number(&tensor.abs()?.flatten_all()?.max(0)?)?) };
     let outcome = MergeOutcome { tokens: ids.len(), largest: largest(&(found - &expected)?)?, scale: largest(&expected)? };
     if outcome.largest.is_nan() || outcome.largest > tolerance {
         let path = out.join("model.safetensors");
@@ -121,7 +122,7 @@ pub fn import_adapter(adapter: &Path, run: &Path, replace: bool) -> Result<Vec<P
     if adapter.join(PROJECTOR_FILE).is_file() || own.join(PROJECTOR_FILE).is_file() {
         open_decoder(&config, run, DecoderKind::Llama, Some(adapter))?;
     } else {
-        open_llama(&llama_base(&config, run))?.load_adapter(adapter)?;
+        open_llama(&llama_base(&config, run), &Device::Cpu)?.load_adapter(adapter)?;
     }
     copy_files(adapter, &own, &FILES)
 }

@@ -53,15 +53,15 @@ pub fn llama_base(config: &Config, run: &Path) -> PathBuf {
 }
 
 /// A frozen LLaMA, its weights left in their files: a folder in Hugging Face's layout (with a GGUF file in
-/// safetensors' place, if it has one), or a GGUF file alone.
-pub fn open_llama(base: &Path) -> Result<Llama> {
+/// safetensors' place, if it has one), or a GGUF file alone. On a device other than the processor they are copied there.
+pub fn open_llama(base: &Path, device: &Device) -> Result<Llama> {
     let path = base.join("config.json");
     if base.is_dir() && !path.is_file() {
         return Err(Error::file(base, "no LLaMA here: it holds no config.json"));
     }
     let mapped = Mapped::open(base)?;
     let config = LlamaConfig::of_base(base, &mapped)?;
-    let params = Params::mapped(mapped, &Device::Cpu);
+    let params = Params::mapped(mapped, device);
     let model = Llama::new(&config, &params)?;
     params.finish()?;
     Ok(model)
@@ -72,10 +72,10 @@ fn tokenizer_folder(base: &Path) -> &Path {
     if base.is_dir() { base } else { base.parent().unwrap_or(base) }
 }
 
-/// LLaMA without adapters, behind `params`' projector: fresh, or loaded from a run.
+/// LLaMA without adapters, behind `params`' projector and on their device: fresh, or loaded from a run.
 pub fn assemble_llama(config: &Config, run: &Path, params: Params) -> Result<Assembled> {
     let base = llama_base(config, run);
-    let model = open_llama(&base)?;
+    let model = open_llama(&base, params.device())?;
     let stage = &config.llama;
     let (hidden, std) = (model.config().hidden_size, model.embedding_std()?);
     let projector = Projector::new(&stage.projector, visual(config), hidden, std, &params.at("projector"))?;
@@ -156,7 +156,7 @@ fn projector_of(adapter: &Path) -> Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// A run's finished decoder, frozen; LLaMA with the adapter and the projector in `adapter` (by default the run's own).
+/// A run's finished decoder, frozen, on the configuration's device; LLaMA with the adapter and the projector in `adapter` (by default the run's own).
 pub fn open_decoder(config: &Config, run: &Path, kind: DecoderKind, adapter: Option<&Path>) -> Result<ReportDecoder> {
     let files = decoder_files(run, kind, adapter)?;
     if let Some(path) = files.iter().find(|path| !path.is_file()) {
@@ -166,7 +166,7 @@ pub fn open_decoder(config: &Config, run: &Path, kind: DecoderKind, adapter: Opt
             format!("no such file: the {name} decoder has not been trained to its end (see `ctscribe train report --decoder {name}`)"),
         ));
     }
-    let params = Params::loaded(files[0].display().to_string(), weights::open(&files[0])?, &Device::Cpu).frozen();
+    let params = Params::loaded(files[0].display().to_string(), weights::open(&files[0])?, &config.device.open()?).frozen();
     let mut assembled = match kind {
         DecoderKind::Llama => assemble_llama(config, run, params)?,
         DecoderKind::Bert => assemble_bert(config, run, params)?,

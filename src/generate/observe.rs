@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::Tensor;
+use ctscribe_ops::transfers;
 use rayon::prelude::*;
 
 use crate::config::Config;
@@ -35,16 +36,16 @@ pub fn observe_volume(observer: &Observer, volume: &Tensor, geometry: Geometry) 
 /// The same, and how each structure's attention spreads over all patches: (S, N).
 pub fn observe_whole(observer: &Observer, volume: &Tensor, geometry: Geometry) -> Result<(Observed, Vec<Vec<f32>>)> {
     let observation = observer.observe(&volume.unsqueeze(0)?, None)?;
-    let contrast = observer.contrast(&observation.tokens)?.detach().squeeze(0)?;
+    let contrast = observer.contrast(&observation.tokens)?.squeeze(0)?;
     let mut selection = observer.select(&observation)?;
     let observed = Observed {
-        tokens: selection.tokens.detach().squeeze(0)?,
+        tokens: transfers::to_host(&selection.tokens.squeeze(0)?)?,
         indices: selection.indices.remove(0),
         mass: selection.mass.remove(0),
-        contrast,
+        contrast: transfers::to_host(&contrast)?,
         geometry,
     };
-    Ok((observed, observation.attention.squeeze(0)?.to_vec2()?))
+    Ok((observed, selection.attention.remove(0)))
 }
 
 /// Observes the studies of `cache` with the run's stage one. A study that fails is listed and passed over.
@@ -78,14 +79,13 @@ pub fn observe_shared(
         Ok(true)
     };
     let own: Vec<usize> = (ranks.rank()..cache.studies.len()).step_by(ranks.size()).collect();
-    let outcomes: Vec<Outcome> = own
-        .par_iter()
-        .map(|&index| {
-            let outcome = one(&cache.studies[index].name).map_err(|error| crate::error::chain(&error));
-            done(((count.fetch_add(1, Ordering::Relaxed) + 1) * ranks.size()).min(cache.studies.len()));
-            (index, outcome)
-        })
-        .collect();
+    let work = |&index: &usize| -> Outcome {
+        let outcome = one(&cache.studies[index].name).map_err(|error| crate::error::chain(&error));
+        done(((count.fetch_add(1, Ordering::Relaxed) + 1) * ranks.size()).min(cache.studies.len()));
+        (index, outcome)
+    };
+    // on a device one after the other: each keeps it busy, and they share its memory
+    let outcomes: Vec<Outcome> = if config.device.is_cpu() { own.par_iter().map(work).collect() } else { own.iter().map(work).collect() };
     Ok(report(cache, ranks.gather_values(&outcomes)?))
 }
 

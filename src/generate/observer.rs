@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
+use ctscribe_ops::transfers;
 use rand_chacha::ChaCha8Rng;
 
 use crate::config::Config;
@@ -31,23 +32,24 @@ pub struct Observer {
 }
 
 impl Observer {
-    /// A fresh one; CT-ViT from `vision.weights` where the configuration names a file, strictly.
+    /// A fresh one on the configuration's device; CT-ViT from `vision.weights` where the configuration names a file, strictly.
     pub fn fresh(config: &Config, text_width: usize) -> Result<Self> {
+        let device = config.device.open()?;
         let vision = match &config.vision.weights {
-            None => Params::fresh(config.seed, &Device::Cpu),
+            None => Params::fresh(config.seed, &device),
             Some(path) => {
                 let tensors = weights::part(weights::open(path)?, "visual_transformer.");
-                Params::loaded(path.display().to_string(), tensors, &Device::Cpu)
+                Params::loaded(path.display().to_string(), tensors, &device)
             }
         };
-        let observer = Observer::new(config, text_width, vision, Params::fresh(config.seed, &Device::Cpu))?;
+        let observer = Observer::new(config, text_width, vision, Params::fresh(config.seed, &device))?;
         if config.vision.weights.is_some() {
             observer.params[0].finish()?;
         }
         Ok(observer)
     }
 
-    /// The trained one of a run, frozen.
+    /// The trained one of a run, frozen, on the configuration's device.
     pub fn of_run(config: &Config, run: &Path) -> Result<Self> {
         let path = run.join(MODEL);
         if !path.is_file() {
@@ -59,13 +61,14 @@ impl Observer {
         let text = tensors.get("head.text_proj.weight").ok_or_else(|| missing("head.text_proj.weight"))?;
         let text_width = text.dims2()?.1;
         let text_mean = tensors.remove(TEXT_MEAN);
-        let mut standardiser = standardiser(config)?;
+        let mut standardiser = standardiser(config, &config.device.open()?)?;
         if let Some(standardiser) = &mut standardiser {
             standardiser.restore(&source, &mut tensors)?;
         }
         let (own, rest): (HashMap<_, _>, HashMap<_, _>) = tensors.into_iter().partition(|(name, _)| name.starts_with(VISION));
         let own = own.into_iter().map(|(name, tensor)| (name[VISION.len()..].to_string(), tensor)).collect();
-        let loaded = |tensors| Params::loaded(source.clone(), tensors, &Device::Cpu).frozen();
+        let device = config.device.open()?;
+        let loaded = |tensors| Params::loaded(source.clone(), tensors, &device).frozen();
         let mut observer = Observer::new(config, text_width, loaded(own), loaded(rest))?;
         for params in &observer.params {
             params.finish()?;
@@ -81,7 +84,7 @@ impl Observer {
             vision: CtVit::new(&config.vision.ct_vit, &vision)?,
             queries: StructureQueries::new(&structure.queries, &rest.at("queries"))?,
             head: Head::new(&structure.head, structure.queries.width(), text_width, &rest.at("head"))?,
-            standardiser: standardiser(config)?,
+            standardiser: standardiser(config, rest.device())?,
             text_mean: None,
             quantize: config.vision.quantize,
             selection: structure.selection,
@@ -94,9 +97,14 @@ impl Observer {
         self.vision.set_recompute(recompute);
     }
 
-    /// volumes: (B, 1, D, H, W) -> what the queries saw. `dropout`: the generator of a training step.
+    /// Where the models lie.
+    pub fn device(&self) -> &Device {
+        self.params[1].device()
+    }
+
+    /// volumes: (B, 1, D, H, W) in the host's memory -> what the queries saw, on the observer's device. `dropout`: the generator of a training step.
     pub fn observe(&self, volumes: &Tensor, dropout: Option<&mut ChaCha8Rng>) -> Result<Observation> {
-        let tokens = self.vision.encode(volumes)?;
+        let tokens = self.vision.encode(&transfers::to_device(volumes, self.device())?)?;
         let (b, t, h, w, c) = tokens.dims5()?;
         let tokens = if self.quantize { self.vision.quantize(&tokens)?.codes } else { tokens };
         self.queries.observe(&tokens.reshape((b, t * h * w, c))?, dropout)
@@ -161,7 +169,7 @@ impl Observer {
     }
 }
 
-fn standardiser(config: &Config) -> Result<Option<Standardiser>> {
+fn standardiser(config: &Config, device: &Device) -> Result<Option<Standardiser>> {
     let queries = &config.structure.queries;
-    queries.standardise_momentum().map(|momentum| Standardiser::new(queries.structures(), queries.width(), momentum)).transpose()
+    queries.standardise_momentum().map(|momentum| Standardiser::new(queries.structures(), queries.width(), momentum, device)).transpose()
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use candle_core::DType;
+use ctscribe_ops::awake;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
@@ -130,7 +131,11 @@ pub struct Reporter {
 impl Reporter {
     /// Opens a run's models. `generation`: in place of the run's own decoding keys; `adapter`: in place of the run's own.
     pub fn open(run: &Path, kind: DecoderKind, generation: Option<GenerationConfig>, adapter: Option<&Path>) -> Result<Self> {
-        let config = Config::of_run(run)?;
+        Reporter::of(Config::of_run(run)?, run, kind, generation, adapter)
+    }
+
+    /// As [`Reporter::open`], with the run's configuration already read (and its device chosen).
+    pub fn of(config: Config, run: &Path, kind: DecoderKind, generation: Option<GenerationConfig>, adapter: Option<&Path>) -> Result<Self> {
         let observer = Observer::of_run(&config, run)?;
         let decoder = open_decoder(&config, run, kind, adapter)?;
         let hash = |path: PathBuf| -> Result<(String, String)> {
@@ -160,7 +165,7 @@ impl Reporter {
     }
 
     /// Reads a scan and writes its report; `on_text` hears the text as it comes.
-    pub fn report(&self, path: &Path, on_text: &mut dyn FnMut(&str)) -> Result<Report> {
+    pub fn report(&self, path: &Path, on_text: &mut (dyn FnMut(&str) + Send)) -> Result<Report> {
         Ok(self.examine(path, on_text)?.report)
     }
 
@@ -170,7 +175,7 @@ impl Reporter {
     }
 
     /// Reads a scan, writes its report and keeps what it was written from.
-    pub fn examine(&self, path: &Path, on_text: &mut dyn FnMut(&str)) -> Result<Examined> {
+    pub fn examine(&self, path: &Path, on_text: &mut (dyn FnMut(&str) + Send)) -> Result<Examined> {
         let mut seconds = Timings::default();
         let clock = Instant::now();
         let mut scan = volume::read(path)?;
@@ -189,7 +194,7 @@ impl Reporter {
         let prepared = volume::prepare(&scan, &self.config.volume, csv_spacing)?;
         seconds.prepare = clock.elapsed().as_secs_f64();
         let clock = Instant::now();
-        let (observed, attention) = observe_whole(&self.observer, &prepared.tensor, prepared.geometry.clone())?;
+        let (observed, attention) = awake(|| observe_whole(&self.observer, &prepared.tensor, prepared.geometry.clone()))?;
         seconds.observe = clock.elapsed().as_secs_f64();
         let clock = Instant::now();
         let (text, drafting) = self.write(&observed, on_text)?;
@@ -215,7 +220,7 @@ impl Reporter {
     }
 
     /// The report of an observed study, and how far guesses shortened its writing.
-    pub fn write(&self, observed: &Observed, on_text: &mut dyn FnMut(&str)) -> Result<(String, Option<Drafting>)> {
+    pub fn write(&self, observed: &Observed, on_text: &mut (dyn FnMut(&str) + Send)) -> Result<(String, Option<Drafting>)> {
         let tokens = observed.tokens.to_dtype(DType::F32)?.unsqueeze(0)?;
         let tokenizer = self.decoder.tokenizer();
         let (mut ids, mut said) = (Vec::new(), String::new());
@@ -293,7 +298,7 @@ pub fn report_scans(
     reporter: &Reporter,
     ranks: &dyn Communicator,
     scans: &[PathBuf],
-    hear: &mut dyn FnMut(&Path, Happening) -> Result<String>,
+    hear: &mut (dyn FnMut(&Path, Happening) -> Result<String> + Send),
     print: &mut dyn FnMut(&str),
 ) -> Result<()> {
     let mut failed = Vec::new();
@@ -313,7 +318,7 @@ pub fn report_scans(
     }
 }
 
-fn report_scan(reporter: &Reporter, scan: &Path, hear: &mut dyn FnMut(&Path, Happening) -> Result<String>) -> Result<Told> {
+fn report_scan(reporter: &Reporter, scan: &Path, hear: &mut (dyn FnMut(&Path, Happening) -> Result<String> + Send)) -> Result<Told> {
     let mut fault = None;
     let examined = reporter.examine(scan, &mut |text| fault = hear(scan, Happening::Text(text)).err().or(fault.take()));
     if let Some(fault) = fault {

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::config::Config;
 use crate::data::CachedStudy;
+use crate::device::DeviceName;
 use crate::text::{EncoderConfig, Structures, TextEncoder};
 use crate::weights;
 use crate::{Error, Result};
@@ -29,7 +30,7 @@ pub fn encode_reports(config: &Config, studies: &[&CachedStudy], cache: Option<&
     if texts.is_empty() {
         return Err(Error::Invalid("no report mentions any structure: stage one has nothing to learn from".to_string()));
     }
-    let (features, width) = encode(&config.text.encoder, &texts, cache)?;
+    let (features, width) = encode((&config.text.encoder, config.device), &texts, cache)?;
     let mut features = features.into_iter();
     let rows = assigned.iter().map(|study| study.iter().map(|text| text.as_ref().and_then(|_| features.next())).collect()).collect();
     Ok((rows, width))
@@ -78,8 +79,8 @@ pub fn stack_features(rows: &[&Vec<Option<Vec<f32>>>], width: usize) -> Result<(
     Ok((Tensor::from_vec(values, (rows.len(), structures, width), &Device::Cpu)?, present))
 }
 
-fn encode(config: &EncoderConfig, texts: &[String], cache: Option<&Path>) -> Result<(Vec<Vec<f32>>, usize)> {
-    let encoder = TextEncoder::new(config)?;
+fn encode((config, device): (&EncoderConfig, DeviceName), texts: &[String], cache: Option<&Path>) -> Result<(Vec<Vec<f32>>, usize)> {
+    let encoder = TextEncoder::new(config, &device.open()?)?;
     let width = encoder.width();
     let file = match (config, cache) {
         // hashed words cost less than reading a file

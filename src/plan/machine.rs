@@ -117,6 +117,8 @@ pub struct Accelerator {
     pub bf16_per_s: f64,
     /// Share of these that a step is guessed to reach (docs/cuda.md).
     pub share: f64,
+    /// Operations a second in plain f32, of which half are guessed to be reached.
+    pub f32_per_s: f64,
     /// Bytes read a second.
     pub read_per_s: f64,
     /// Its memory.
@@ -126,13 +128,14 @@ pub struct Accelerator {
 impl Accelerator {
     /// Those that docs/cuda.md predicts times for.
     pub const ALL: [Accelerator; 2] = [
-        Accelerator { name: "A100", bf16_per_s: 312e12, share: 0.35, read_per_s: 2.04e12, memory_bytes: 80 << 30 },
-        Accelerator { name: "H100", bf16_per_s: 989e12, share: 0.2, read_per_s: 3.35e12, memory_bytes: 80 << 30 },
+        Accelerator { name: "A100", bf16_per_s: 312e12, share: 0.35, f32_per_s: 19.5e12, read_per_s: 2.04e12, memory_bytes: 80 << 30 },
+        Accelerator { name: "H100", bf16_per_s: 989e12, share: 0.2, f32_per_s: 67e12, read_per_s: 3.35e12, memory_bytes: 80 << 30 },
     ];
 
-    /// Predicted hours of so many operations and reads.
-    pub fn hours(&self, operations: f64, reads: f64) -> f64 {
-        (operations / (self.bf16_per_s * self.share) + reads / (0.8 * self.read_per_s)) / 3600.0
+    /// Predicted hours of so many operations, in bf16 or in f32, and reads.
+    pub fn hours(&self, operations: f64, bf16: bool, reads: f64) -> f64 {
+        let rate = if bf16 { self.bf16_per_s * self.share } else { 0.5 * self.f32_per_s };
+        (operations / rate + reads / (0.8 * self.read_per_s)) / 3600.0
     }
 }
 
@@ -147,7 +150,9 @@ mod tests {
             assert!(rate.is_finite() && rate > 1e8, "{machine:?}");
         }
         let [a100, h100] = Accelerator::ALL;
-        assert!(a100.hours(2e18, 0.0) > a100.hours(1e18, 0.0) && h100.hours(1e18, 0.0) < a100.hours(1e18, 0.0));
-        assert!((a100.hours(0.0, 3600.0 * 0.8 * a100.read_per_s) - 1.0).abs() < 1e-12);
+        let hours = |gpu: &Accelerator, operations| gpu.hours(operations, true, 0.0);
+        assert!(hours(&a100, 2e18) > hours(&a100, 1e18) && hours(&h100, 1e18) < hours(&a100, 1e18));
+        assert!(a100.hours(1e18, false, 0.0) > 5.0 * hours(&a100, 1e18), "f32 does without the tensor cores");
+        assert!((a100.hours(0.0, true, 3600.0 * 0.8 * a100.read_per_s) - 1.0).abs() < 1e-12);
     }
 }

@@ -57,6 +57,8 @@ pub struct Stage {
     pub reads: f64,
     /// Hours on this machine.
     pub hours: f64,
+    /// Whether most of its products are in bf16, else in f32.
+    pub bf16: bool,
     /// Bytes of device memory, were it on a GPU.
     pub device_bytes: u64,
 }

@@ -9,6 +9,8 @@ use super::{Machine, Stage, Studies};
 
 /// Bytes that AdamW needs of a learning value in f32: itself, its gradient, two moments.
 const LEARNED: f64 = 16.0;
+/// The same on a device, where the sum over micro-batches is another f64 (docs/cuda.md).
+const LEARNED_THERE: f64 = 24.0;
 /// The share of a bare product's rate that a whole step reaches on a CPU: norms, attention, activations and small products are slower.
 const STEP_SHARE: f64 = 0.7;
 /// What a program with its threads and buffers holds, without any model.
@@ -46,6 +48,7 @@ impl Work {
             memory_bytes: (self.memory + PROGRAM) as u64,
             operations: self.operations,
             reads: self.reads,
+            bf16: self.bf16,
             hours: seconds / 3600.0,
             device_bytes: if self.device > 0.0 { (self.device + CONTEXT) as u64 } else { 0 },
         }
@@ -107,7 +110,7 @@ fn structure(config: &Config, studies: Studies) -> Work {
         operations: sequences * (model.operations(pass) + observed) + 2.0 * parameters * tokens * structures * studies.all as f64,
         reads: 0.0,
         voxels: 0.0,
-        device: LEARNED * model.parameters + 2.0 * model.held(pass) * training.micro_batch as f64,
+        device: LEARNED_THERE * model.parameters + 4.0 * model.held(pass) * training.micro_batch as f64,
         bf16: false,
     }
 }
@@ -126,9 +129,14 @@ fn observe(config: &Config, studies: Studies) -> Work {
         operations: model.operations(Pass::Forward) * studies.all as f64,
         reads: 0.0,
         voxels: 0.0,
-        device: 4.0 * model.parameters + 2.0 * model.held(Pass::Forward),
+        device: 4.0 * model.parameters + 4.0 * model.held(Pass::Forward),
         bf16: false,
     }
+}
+
+/// Bytes of what passes through LLaMA on a device: a base of one's own is f32, others pass bf16.
+fn value_bytes(config: &Config) -> f64 {
+    if config.language.is_some() { 4.0 } else { 2.0 }
 }
 
 fn report_llama(config: &Config, base: &Base, studies: Studies) -> Work {
@@ -146,7 +154,7 @@ fn report_llama(config: &Config, base: &Base, studies: Studies) -> Work {
         operations: sequences * typical.operations(pass),
         reads: 0.0,
         voxels: 0.0,
-        device: base.bytes as f64 + LEARNED * learned + 2.0 * longest.held(pass) * training.micro_batch as f64,
+        device: base.bytes as f64 + LEARNED_THERE * learned + value_bytes(config) * longest.held(pass) * training.micro_batch as f64,
         bf16: config.language.is_none(),
     }
 }
@@ -170,7 +178,7 @@ fn report_bert(config: &Config, base: &Base, studies: Studies) -> Work {
         operations: (training.steps * training.batch as u64) as f64 * typical.operations(pass),
         reads: 0.0,
         voxels: 0.0,
-        device: LEARNED * typical.parameters + 2.0 * longest.held(pass) * training.micro_batch as f64,
+        device: LEARNED_THERE * typical.parameters + 4.0 * longest.held(pass) * training.micro_batch as f64,
         bf16: false,
     }
 }
@@ -197,7 +205,7 @@ fn write_llama(config: &Config, base: &Base, studies: Studies) -> Work {
         operations: whole.operations(Pass::Forward) * studies.test as f64,
         reads: base.bytes as f64 * (tokens * studies.test.div_ceil(generation.batch.max(1))) as f64,
         voxels: 0.0,
-        device: base.bytes as f64 + 2.0 * (kv * at_once) as f64 + 2.0 * prompt.held(Pass::Forward) * at_once as f64,
+        device: base.bytes as f64 + value_bytes(config) * ((kv * at_once) as f64 + prompt.held(Pass::Forward) * at_once as f64),
         bf16: config.language.is_none(),
     }
 }

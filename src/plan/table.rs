@@ -30,7 +30,7 @@ impl fmt::Display for Plan {
         table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
         writeln!(f, "{table}")?;
         self.shortages.iter().try_for_each(|line| writeln!(f, "too little: {line}"))?;
-        write!(f, "No command uses a GPU yet, and nothing has run on one: docs/cuda.md.")
+        write!(f, "Nothing has run on a GPU: its memory is computed, its hours are predicted (docs/cuda.md).")
     }
 }
 
@@ -48,7 +48,7 @@ impl Plan {
         let predicted = self.accelerators.iter().map(|one| match stage.device_bytes {
             0 => "-".to_string(),
             bytes if bytes > one.memory_bytes => "does not fit".to_string(),
-            _ => time(one.hours(stage.operations, stage.reads)),
+            _ => time(one.hours(stage.operations, stage.bf16, stage.reads)),
         });
         own.into_iter().chain(predicted).collect()
     }

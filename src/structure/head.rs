@@ -1,6 +1,6 @@
 //! From observations and text features into the contrast space.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use ctscribe_ops as ops;
 use serde::{Deserialize, Serialize};
 
@@ -83,7 +83,7 @@ impl Head {
         match (&self.log_temperature, self.temperature) {
             (Some(log), Temperature::Learned { min, max, .. }) => Ok(log.exp()?.clamp(min, max)?),
             (_, Temperature::Fixed(value) | Temperature::Learned { start: value, .. }) => {
-                Ok(Tensor::new(value as f32, &Device::Cpu)?.to_dtype(DType::F32)?)
+                Ok(Tensor::full(value as f32, (), self.visual.device())?)
             }
         }
     }

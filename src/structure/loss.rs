@@ -1,7 +1,8 @@
 //! Our structure-observation contrast: per structure, both directions, with soft pseudo targets (method.md, stage one, 5-7).
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{D, DType, Tensor};
 use ctscribe_ops as ops;
+use ctscribe_ops::transfers::{self, host_values};
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
@@ -49,14 +50,38 @@ pub struct Contrast<'a> {
 pub struct ContrastLoss {
     /// The scalar to minimise.
     pub loss: Tensor,
+    /// Rows (study and structure) that counted.
+    pub rows: usize,
+    /// Loss, contrastive part, divergence and temperature, then the entropy of each structure that counted.
+    numbers: Tensor,
+    /// The structures that counted, of all S.
+    counted: Vec<usize>,
+    structures: usize,
+}
+
+/// The numbers of a [`ContrastLoss`].
+#[derive(Debug)]
+pub struct ContrastNumbers {
+    /// The loss.
+    pub loss: f32,
     /// Mean cross-entropy to the own pair.
     pub contrastive: f32,
     /// Mean divergence from the soft targets.
     pub divergence: f32,
+    /// What the similarities are divided by.
+    pub temperature: f32,
     /// Mean entropy of the soft targets a structure; NaN where no report mentions it.
     pub target_entropy: Vec<f32>,
-    /// Rows (study and structure) that counted.
-    pub rows: usize,
+}
+
+impl ContrastLoss {
+    /// Reads its numbers, all at once.
+    pub fn read(&self) -> Result<ContrastNumbers> {
+        let numbers: Vec<f32> = transfers::read(&self.numbers)?;
+        let mut target_entropy = vec![f32::NAN; self.structures];
+        self.counted.iter().zip(&numbers[4..]).for_each(|(&s, entropy)| target_entropy[s] = *entropy);
+        Ok(ContrastNumbers { loss: numbers[0], contrastive: numbers[1], divergence: numbers[2], temperature: numbers[3], target_entropy })
+    }
 }
 
 /// Logits that a duplicate gets: no probability, no gradient.
@@ -67,55 +92,72 @@ pub fn contrast(head: &Head, batch: &Contrast, config: &OursLossConfig) -> Resul
     let temperature = head.temperature()?;
     let visual = head.visual(batch.observations)?;
     let structures = visual.dim(1)?;
-    let mut sums: Vec<[Tensor; 2]> = Vec::new();
-    let (mut rows, mut target_entropy) = (0, vec![f32::NAN; structures]);
-    for (s, entropy) in target_entropy.iter_mut().enumerate() {
-        let own: Vec<u32> = (0..batch.present.len()).filter(|&b| batch.present[b][s]).map(|b| b as u32).collect();
-        let queued = batch.queue.get(s).and_then(Option::as_ref);
-        if own.is_empty() || own.len() + queued.map_or(0, |queue| queue.dims()[0]) < 2 {
-            continue;
-        }
-        let index = Tensor::from_slice(&own, own.len(), &Device::Cpu)?;
+    let own = |s: usize| (0..batch.present.len()).filter(move |&b| batch.present[b][s]).map(|b| b as u32);
+    let queued = |s: usize| batch.queue.get(s).and_then(Option::as_ref);
+    let candidates = |s: usize| own(s).count() + queued(s).map_or(0, |queue| queue.dims()[0]);
+    let counted: Vec<usize> = (0..structures).filter(|&s| own(s).next().is_some() && candidates(s) >= 2).collect();
+    let rows: usize = counted.iter().map(|&s| own(s).count()).sum();
+    // one upload: the candidates' numbers, then each structure's studies
+    let most = counted.iter().map(|&s| candidates(s)).max().unwrap_or(0);
+    let indices: Vec<u32> = (0..most as u32).chain(counted.iter().flat_map(|&s| own(s))).collect();
+    let count = indices.len();
+    let indices = transfers::upload(indices, count, visual.device())?;
+    let (mut parts, mut start) = (Vec::new(), most);
+    for &s in &counted {
+        let index = indices.narrow(0, start, own(s).count())?;
+        start += own(s).count();
         let z = visual.narrow(1, s, 1)?.squeeze(1)?.contiguous()?.index_select(&index, 0)?;
         let texts = batch.features.narrow(1, s, 1)?.squeeze(1)?.contiguous()?.index_select(&index, 0)?;
-        let candidates = match queued {
+        let texts = match queued(s) {
             Some(queue) => Tensor::cat(&[&texts, queue], 0)?,
             None => texts,
         };
-        let part = structure_loss(head, &z, &candidates, &temperature, config)?;
-        *entropy = part.entropy;
-        rows += own.len();
-        sums.push([part.contrastive, part.divergence]);
+        parts.push(structure_loss(head, (&z, &texts), &indices.narrow(0, 0, candidates(s))?, &temperature, config)?);
     }
-    if sums.is_empty() {
+    let (loss, [contrastive, divergence]) = total(&parts, rows, &visual, config.alpha)?;
+    let numbers = [&loss, &contrastive, &divergence, &temperature].map(Tensor::detach);
+    let numbers = Tensor::stack(&[&numbers[..], &parts.into_iter().map(|part| part.entropy).collect::<Vec<_>>()].concat(), 0)?;
+    Ok(ContrastLoss { loss, rows, numbers, counted, structures })
+}
+
+/// The loss of the structures' sums over `rows` rows, and its two parts; zero where none counted.
+fn total(parts: &[StructureLoss], rows: usize, visual: &Tensor, alpha: f64) -> Result<(Tensor, [Tensor; 2])> {
+    if parts.is_empty() {
         let zero = (visual.sum_all()? * 0.0)?;
-        return Ok(ContrastLoss { loss: zero, contrastive: 0.0, divergence: 0.0, target_entropy, rows });
+        return Ok((zero.clone(), [zero.clone(), zero]));
     }
-    let total = |which: usize| -> Result<Tensor> {
-        let parts: Vec<&Tensor> = sums.iter().map(|pair| &pair[which]).collect();
-        Ok((Tensor::stack(&parts, 0)?.sum_all()? / rows as f64)?)
+    let mean = |part: fn(&StructureLoss) -> &Tensor| -> Result<Tensor> {
+        Ok((Tensor::stack(&parts.iter().map(part).collect::<Vec<_>>(), 0)?.sum_all()? / rows as f64)?)
     };
-    let (contrastive, divergence) = (total(0)?, total(1)?);
-    let loss = ((&contrastive * (1.0 - config.alpha))? + (&divergence * config.alpha)?)?;
-    Ok(ContrastLoss { loss, contrastive: contrastive.to_scalar()?, divergence: divergence.to_scalar()?, target_entropy, rows })
+    let (contrastive, divergence) = (mean(|part| &part.contrastive)?, mean(|part| &part.divergence)?);
+    let loss = ((&contrastive * (1.0 - alpha))? + (&divergence * alpha)?)?;
+    Ok((loss, [contrastive, divergence]))
 }
 
 struct StructureLoss {
     contrastive: Tensor,
     divergence: Tensor,
-    entropy: f32,
+    /// Mean over the rows.
+    entropy: Tensor,
 }
 
-/// z: (n, E) unit observations; candidates: (n + Q, C_text) unit frozen features, the n own ones first. Sums over the n rows.
-fn structure_loss(head: &Head, z: &Tensor, candidates: &Tensor, temperature: &Tensor, config: &OursLossConfig) -> Result<StructureLoss> {
+/// z: (n, E) unit observations; candidates: (n + Q, C_text) unit frozen features, the n own ones first; numbers: (n + Q), from 0.
+/// Sums over the n rows.
+fn structure_loss(
+    head: &Head,
+    (z, candidates): (&Tensor, &Tensor),
+    numbers: &Tensor,
+    temperature: &Tensor,
+    config: &OursLossConfig,
+) -> Result<StructureLoss> {
     let n = z.dim(0)?;
     let similarity = candidates.narrow(0, 0, n)?.contiguous()?.matmul(&candidates.t()?.contiguous()?)?.detach();
     let t = head.text(candidates)?;
     let logits = z.matmul(&t.t()?.contiguous()?)?.broadcast_div(temperature)?;
     let back = t.narrow(0, 0, n)?.contiguous()?.matmul(&z.t()?.contiguous()?)?.broadcast_div(temperature)?;
-    let hidden = duplicates(&similarity, config.duplicate_cosine)?;
-    let own = Tensor::arange(0u32, n as u32, &Device::Cpu)?;
-    let ones = Tensor::ones(n, DType::F32, &Device::Cpu)?;
+    let hidden = duplicates(&similarity, numbers, config.duplicate_cosine)?;
+    let own = numbers.narrow(0, 0, n)?;
+    let ones = Tensor::ones(n, DType::F32, z.device())?;
     let forward = ops::cross_entropy(&(&logits + &hidden)?, &own, &ones)?;
     let backward = ops::cross_entropy(&(back + hidden.narrow(1, 0, n)?)?, &own, &ones)?;
     let contrastive = ((forward + backward)? * 0.5)?;
@@ -123,21 +165,56 @@ fn structure_loss(head: &Head, z: &Tensor, candidates: &Tensor, temperature: &Te
     let entropy_rows = (&targets * (&targets + 1e-12)?.log()?)?.sum(D::Minus1)?.neg()?;
     let log_p = log_softmax(&logits)?;
     let divergence = ((&targets * log_p)?.sum_all()?.neg()? - entropy_rows.sum_all()?)?;
-    Ok(StructureLoss { contrastive, divergence, entropy: entropy_rows.mean_all()?.to_scalar()? })
+    Ok(StructureLoss { contrastive, divergence, entropy: entropy_rows.mean_all()? })
 }
 
-/// 0 where a candidate is a negative or the own text, a large negative number where it repeats the own text.
-fn duplicates(similarity: &Tensor, cosine: f64) -> Result<Tensor> {
-    let rows: Vec<Vec<f32>> = similarity.to_vec2()?;
+/// 0 where a candidate is a negative or the own text, a large negative number where it repeats the own text. similarity: (n, n + Q),
+/// numbers: (n + Q), from 0.
+fn duplicates(similarity: &Tensor, numbers: &Tensor, cosine: f64) -> Result<Tensor> {
+    if !similarity.device().is_cpu() {
+        return duplicates_there(similarity, numbers, cosine);
+    }
+    let columns = similarity.dims2()?.1;
+    let mut values: Vec<f32> = host_values(similarity)?;
+    for (i, row) in values.chunks_mut(columns).enumerate() {
+        for (j, value) in row.iter_mut().enumerate() {
+            *value = if i != j && f64::from(*value) >= cosine { HIDDEN as f32 } else { 0.0 };
+        }
+    }
+    Ok(Tensor::from_vec(values, similarity.shape(), similarity.device())?)
+}
+
+/// As [`duplicates`], made where the similarities lie.
+fn duplicates_there(similarity: &Tensor, numbers: &Tensor, cosine: f64) -> Result<Tensor> {
     let (n, columns) = similarity.dims2()?;
-    let shade = |(i, row): (usize, &Vec<f32>)| -> Vec<f32> {
-        row.iter().enumerate().map(|(j, value)| if i != j && f64::from(*value) >= cosine { HIDDEN as f32 } else { 0.0 }).collect()
-    };
-    let values: Vec<f32> = rows.iter().enumerate().flat_map(shade).collect();
-    Ok(Tensor::from_vec(values, (n, columns), &Device::Cpu)?)
+    let shape = (n, columns);
+    let own = numbers.narrow(0, 0, n)?.unsqueeze(1)?.broadcast_as(shape)?;
+    let other = own.ne(&numbers.unsqueeze(0)?.broadcast_as(shape)?)?;
+    let alike = similarity.to_dtype(DType::F64)?.ge(cosine)?;
+    let hidden = Tensor::full(HIDDEN as f32, shape, similarity.device())?;
+    Ok((other * alike)?.where_cond(&hidden, &hidden.zeros_like()?)?)
 }
 
 pub(super) fn log_softmax(logits: &Tensor) -> Result<Tensor> {
     let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
     Ok(shifted.broadcast_sub(&shifted.exp()?.sum_keepdim(D::Minus1)?.log()?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn a_candidate_as_near_as_the_cosine_is_hidden_unless_it_is_the_own_text() {
+        // 0.95 in f32 is below 0.95
+        let similarity = Tensor::new(&[[1.0f32, 0.95, 0.951, -1.0], [0.96, 1.0, 0.2, 0.9500001]], &Device::Cpu).unwrap();
+        let numbers = Tensor::new(&[0u32, 1, 2, 3], &Device::Cpu).unwrap();
+        for make in [duplicates, duplicates_there] {
+            let hidden = make(&similarity, &numbers, 0.95).unwrap().to_vec2::<f32>().unwrap();
+            assert_eq!(hidden, [[0.0, 0.0, -1e9, 0.0], [-1e9, 0.0, 0.0, -1e9]]);
+            assert!(hidden.iter().flatten().all(|value| value.to_bits() != (-0.0f32).to_bits()));
+        }
+    }
 }

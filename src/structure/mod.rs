@@ -19,7 +19,7 @@ use crate::Result;
 use crate::weights::Params;
 
 pub use head::{Head, HeadConfig, Temperature};
-pub use loss::{Contrast, ContrastLoss, LossConfig, OursLossConfig, contrast};
+pub use loss::{Contrast, ContrastLoss, ContrastNumbers, LossConfig, OursLossConfig, contrast};
 pub use queries::{OursQueries, OursQueriesConfig};
 pub use queue::{DiversityQueue, Queue, QueueConfig};
 pub use reference_loss::{ReferenceContrast, ReferenceLossConfig, reference_contrast};

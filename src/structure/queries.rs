@@ -1,6 +1,6 @@
 //! Our structure queries: cost S x N, each structure's observation stands alone (method.md, stage one, 2).
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use ctscribe_ops::{self as ops, Attention};
 use serde::{Deserialize, Serialize};
 
@@ -108,7 +108,7 @@ impl OursQueries {
         let states = apply_norm(&self.patch_norm, &apply(&self.project, patches)?)?;
         let (s, width) = self.queries.dims2()?;
         let mut x = self.queries.unsqueeze(0)?.broadcast_as((b, s, width))?.contiguous()?;
-        let mut attention = Tensor::zeros((b, s, states.dim(1)?), candle_core::DType::F32, &Device::Cpu)?;
+        let mut attention = Tensor::zeros((b, s, states.dim(1)?), states.dtype(), states.device())?;
         for (index, block) in self.blocks.iter().enumerate() {
             let last = index + 1 == self.blocks.len();
             let (observed, weights) = self.attend(block, &x, &states, last)?;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{Device, Tensor};
+use ctscribe_ops::transfers::{self, host_values};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -79,14 +80,18 @@ impl DiversityQueue {
         self.clock += features.len() as u64;
     }
 
-    /// For each structure its entries (Q_s, C_text), or `None` while empty.
-    pub fn tensors(&self) -> Result<Vec<Option<Tensor>>> {
-        let tensor = |entries: &Vec<Entry>| -> Result<Option<Tensor>> {
-            let Some(first) = entries.first() else { return Ok(None) };
-            let values: Vec<f32> = entries.iter().flat_map(|entry| entry.feature.iter().copied()).collect();
-            Ok(Some(Tensor::from_vec(values, (entries.len(), first.feature.len()), &Device::Cpu)?))
+    /// For each structure its entries (Q_s, C_text) on `device`, with one upload for all, or `None` while empty.
+    pub fn tensors(&self, device: &Device) -> Result<Vec<Option<Tensor>>> {
+        let width = self.entries.iter().flatten().next().map_or(0, |entry| entry.feature.len());
+        let values: Vec<f32> = self.entries.iter().flatten().flat_map(|entry| entry.feature.iter().copied()).collect();
+        let all = transfers::upload(values, (self.entries.iter().map(Vec::len).sum::<usize>(), width), device)?;
+        let mut start = 0;
+        let mut tensor = |entries: &Vec<Entry>| -> Result<Option<Tensor>> {
+            let own = (!entries.is_empty()).then(|| all.narrow(0, start, entries.len())).transpose()?;
+            start += entries.len();
+            Ok(own)
         };
-        self.entries.iter().map(tensor).collect()
+        self.entries.iter().map(&mut tensor).collect()
     }
 
     /// Entries of structure `s`.
@@ -113,7 +118,7 @@ impl DiversityQueue {
     /// The queue by name, for a checkpoint.
     pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
         let mut state = BTreeMap::from([("queue.clock".to_string(), Tensor::new(&[self.clock as i64], &Device::Cpu)?)]);
-        for (s, features) in self.tensors()?.into_iter().enumerate() {
+        for (s, features) in self.tensors(&Device::Cpu)?.into_iter().enumerate() {
             let Some(features) = features else { continue };
             let born: Vec<i64> = self.entries[s].iter().map(|entry| entry.born as i64).collect();
             let redundancy: Vec<f32> = self.entries[s].iter().map(|entry| entry.redundancy).collect();
@@ -127,17 +132,22 @@ impl DiversityQueue {
     /// Takes the queue of [`DiversityQueue::state`] out of `tensors`.
     pub fn restore(&mut self, source: &str, tensors: &mut HashMap<String, Tensor>) -> Result<()> {
         let missing = |name: &str| Error::Tensor { source_name: source.to_string(), tensor: name.to_string(), what: "missing".to_string() };
-        self.clock = tensors.remove("queue.clock").ok_or_else(|| missing("queue.clock"))?.to_vec1::<i64>()?[0] as u64;
+        self.clock =
+            tensors.remove("queue.clock").ok_or_else(|| missing("queue.clock")).and_then(|clock| Ok(host_values::<i64>(&clock)?))?[0]
+                as u64;
         for (s, entries) in self.entries.iter_mut().enumerate() {
             let Some(features) = tensors.remove(&format!("queue.{s}.feature")) else {
                 entries.clear();
                 continue;
             };
             let mut take = |name: String| tensors.remove(&name).ok_or_else(|| missing(&name));
-            let born: Vec<i64> = take(format!("queue.{s}.born"))?.to_vec1()?;
-            let redundancy: Vec<f32> = take(format!("queue.{s}.redundancy"))?.to_vec1()?;
-            let rows = features.to_vec2::<f32>()?.into_iter().zip(born.into_iter().zip(redundancy));
-            *entries = rows.map(|(feature, (born, redundancy))| Entry { feature, born: born as u64, redundancy }).collect();
+            let born: Vec<i64> = host_values(&take(format!("queue.{s}.born"))?)?;
+            let redundancy: Vec<f32> = host_values(&take(format!("queue.{s}.redundancy"))?)?;
+            let (width, features) = (features.dims2()?.1, host_values::<f32>(&features)?);
+            let rows = features.chunks(width).zip(born.into_iter().zip(redundancy));
+            let entry =
+                |(feature, (born, redundancy)): (&[f32], (i64, f32))| Entry { feature: feature.to_vec(), born: born as u64, redundancy };
+            *entries = rows.map(entry).collect();
         }
         Ok(())
     }
@@ -206,7 +216,7 @@ mod tests {
     }
 
     fn rows(queue: &DiversityQueue) -> Vec<Vec<f32>> {
-        queue.tensors().unwrap()[0].as_ref().map_or(vec![], |tensor| tensor.to_vec2().unwrap())
+        queue.tensors(&Device::Cpu).unwrap()[0].as_ref().map_or(vec![], |tensor| tensor.to_vec2().unwrap())
     }
 
     #[test]

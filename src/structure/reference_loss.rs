@@ -1,7 +1,7 @@
 //! The authors' loss: image to text only, all structures in every denominator (reference.md 1.5).
 
-use candle_core::{DType, Device, Tensor};
-use ctscribe_ops as ops;
+use candle_core::{DType, Tensor};
+use ctscribe_ops::{self as ops, transfers};
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
@@ -65,7 +65,8 @@ pub fn reference_contrast(
             mask[row * columns + column] = 1.0;
         }
     }
-    let (own, mask) = (Tensor::from_vec(own, (rows, columns), &Device::Cpu)?, Tensor::from_vec(mask, (rows, columns), &Device::Cpu)?);
+    let upload = |values| transfers::upload(values, (rows, columns), visual.device());
+    let (own, mask) = (upload(own)?, upload(mask)?);
     let targets = ((&soft * config.alpha)? + (own * (1.0 - config.alpha))?)?;
     let row_loss = ((&targets * &mask)?.to_dtype(DType::F32)? * log_softmax(&image_text)?)?.sum(1)?.neg()?;
     Ok(ReferenceContrast { loss: row_loss.mean_all()?, row_loss, image_text, text_text, soft, targets, mask })

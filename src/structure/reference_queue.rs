@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{Device, Tensor};
+use ctscribe_ops::transfers::{self, host_values};
 use rand::Rng;
 use rand_distr::StandardNormal;
 
@@ -32,8 +33,8 @@ impl ReferenceQueue {
     /// From a queue (E, S Q) with column s Q + j and scores (S Q).
     pub fn from_tensors(queue: &Tensor, scores: &Tensor, structures: usize) -> Result<Self> {
         let (width, columns) = queue.dims2()?;
-        let entries = queue.t()?.contiguous()?.flatten_all()?.to_vec1()?;
-        Ok(ReferenceQueue { structures, length: columns / structures, width, entries, scores: scores.to_vec1()? })
+        let entries = host_values(&queue.t()?.contiguous()?)?;
+        Ok(ReferenceQueue { structures, length: columns / structures, width, entries, scores: host_values(scores)? })
     }
 
     /// The queue as (E, S Q).
@@ -54,10 +55,12 @@ impl ReferenceQueue {
 
     /// Takes in texts (n, S, E), unit vectors, and keeps the Q lowest-scored a structure; returns the new scores, n rows of S.
     pub fn update(&mut self, texts: &Tensor, temperature: f64) -> Result<Vec<Vec<f32>>> {
-        let texts: Vec<Vec<Vec<f32>>> = texts.to_vec3()?;
-        let mut new_scores = vec![vec![0.0; self.structures]; texts.len()];
+        let studies = texts.dim(0)?;
+        let texts: Vec<f32> = transfers::read(texts)?;
+        let texts: Vec<&[f32]> = texts.chunks(self.width).collect();
+        let mut new_scores = vec![vec![0.0; self.structures]; studies];
         for s in 0..self.structures {
-            let own: Vec<&[f32]> = texts.iter().map(|study| study[s].as_slice()).collect();
+            let own: Vec<&[f32]> = texts.iter().skip(s).step_by(self.structures).copied().collect();
             let scores = self.update_structure(s, &own, temperature);
             new_scores.iter_mut().zip(scores).for_each(|(row, score)| row[s] = score);
         }

@@ -1,6 +1,7 @@
 //! How well a report fits a volume.
 
 use candle_core::Tensor;
+use ctscribe_ops::transfers;
 
 use crate::Result;
 
@@ -17,9 +18,14 @@ pub enum RetrievalRule {
 pub fn report_to_volume_scores(visual: &Tensor, text: &Tensor, present: &[Vec<bool>], rule: RetrievalRule) -> Result<Vec<Vec<f32>>> {
     let (m, structures, _) = visual.dims3()?;
     let mut scores = vec![vec![0f32; m]; present.len()];
-    for s in 0..structures {
+    let similar = |s: usize| -> Result<Tensor> {
         let own = visual.narrow(1, s, 1)?.squeeze(1)?.t()?.contiguous()?;
-        let similar: Vec<Vec<f32>> = text.narrow(1, s, 1)?.squeeze(1)?.contiguous()?.matmul(&own)?.to_vec2()?;
+        Ok(text.narrow(1, s, 1)?.squeeze(1)?.contiguous()?.matmul(&own)?)
+    };
+    let similar = Tensor::stack(&(0..structures).map(similar).collect::<Result<Vec<_>>>()?, 0)?;
+    let similar: Vec<f32> = transfers::read(&similar)?;
+    for (s, similar) in similar.chunks((m * present.len()).max(1)).enumerate() {
+        let similar = similar.chunks(m);
         for ((row, values), present) in scores.iter_mut().zip(similar).zip(present) {
             if rule == RetrievalRule::SumOfAll || present[s] {
                 row.iter_mut().zip(values).for_each(|(score, value)| *score += value);

@@ -2,7 +2,8 @@
 
 use std::cmp::Ordering;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
+use ctscribe_ops::transfers;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -48,11 +49,16 @@ pub struct Selection {
     pub indices: Vec<Vec<Vec<u32>>>,
     /// The attention on each of them.
     pub mass: Vec<Vec<Vec<f32>>>,
+    /// For each study and structure the attention on every patch.
+    pub attention: Vec<Vec<Vec<f32>>>,
 }
 
 /// The K patches of each structure with the largest attention (ties to the lower index), laid out as `config` says.
 pub fn select(observation: &Observation, config: &SelectionConfig) -> Result<Selection> {
-    let attention: Vec<Vec<Vec<f32>>> = observation.attention.detach().to_vec3()?;
+    let (_, structures, patches) = observation.attention.dims3()?;
+    let attention: Vec<f32> = transfers::read(&observation.attention)?;
+    let rows: Vec<Vec<f32>> = attention.chunks(patches).map(<[f32]>::to_vec).collect();
+    let attention: Vec<Vec<Vec<f32>>> = rows.chunks(structures).map(<[Vec<f32>]>::to_vec).collect();
     let (mut tokens, mut indices, mut mass) = (Vec::new(), Vec::new(), Vec::new());
     for (b, rows) in attention.iter().enumerate() {
         let chosen: Vec<Vec<u32>> = rows.iter().map(|row| largest(row, config)).collect::<Result<_>>()?;
@@ -61,7 +67,7 @@ pub fn select(observation: &Observation, config: &SelectionConfig) -> Result<Sel
         mass.push(chosen.iter().zip(rows).map(|(patches, row)| patches.iter().map(|&patch| row[patch as usize]).collect()).collect());
         indices.push(chosen);
     }
-    Ok(Selection { tokens: Tensor::stack(&tokens, 0)?, indices, mass })
+    Ok(Selection { tokens: Tensor::stack(&tokens, 0)?, indices, mass, attention })
 }
 
 fn largest(row: &[f32], config: &SelectionConfig) -> Result<Vec<u32>> {
@@ -84,11 +90,13 @@ fn largest(row: &[f32], config: &SelectionConfig) -> Result<Vec<u32>> {
 
 /// tokens: (S, h), patches: (N, h) -> (V, h).
 fn lay_out(tokens: &Tensor, patches: &Tensor, chosen: &[Vec<u32>], layout: SelectionLayout) -> Result<Tensor> {
+    let indices = chosen.concat();
+    let (count, k) = (indices.len(), chosen.first().map_or(0, Vec::len));
+    let selected = patches.index_select(&transfers::upload(indices, count, patches.device())?, 0)?;
     let mut rows = Vec::new();
-    for (s, indices) in chosen.iter().enumerate() {
+    for s in 0..chosen.len() {
         rows.push(tokens.narrow(0, s, 1)?);
-        let indices = Tensor::from_slice(indices, indices.len(), &Device::Cpu)?.to_device(patches.device())?;
-        rows.push(patches.index_select(&indices, 0)?);
+        rows.push(selected.narrow(0, s * k, k)?);
     }
     if layout == SelectionLayout::Reference {
         rows.push(tokens.clone());
@@ -98,6 +106,8 @@ fn lay_out(tokens: &Tensor, patches: &Tensor, chosen: &[Vec<u32>], layout: Selec
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
 
     fn observation(attention: Vec<f32>) -> Observation {

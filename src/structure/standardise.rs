@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
+use ctscribe_ops::transfers;
 
 use crate::{Error, Result};
 
@@ -17,11 +18,10 @@ pub struct Standardiser {
 }
 
 impl Standardiser {
-    /// For S structures of width h.
-    pub fn new(structures: usize, width: usize, momentum: f64) -> Result<Self> {
+    /// For S structures of width h, with statistics on `device`.
+    pub fn new(structures: usize, width: usize, momentum: f64, device: &Device) -> Result<Self> {
         let shape = (1, structures, width);
-        let (mean, variance) =
-            (Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu)?, Tensor::ones(shape, candle_core::DType::F32, &Device::Cpu)?);
+        let (mean, variance) = (Tensor::zeros(shape, DType::F32, device)?, Tensor::ones(shape, DType::F32, device)?);
         Ok(Standardiser { mean, variance, momentum })
     }
 
@@ -62,7 +62,7 @@ impl Standardiser {
             if tensor.dims() != slot.dims() {
                 return Err(fault(format!("expected {:?}, found {:?}", slot.dims(), tensor.dims())));
             }
-            *slot = tensor;
+            *slot = transfers::to_device(&tensor, slot.device())?;
         }
         Ok(())
     }

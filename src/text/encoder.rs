@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use ctscribe_ops::transfers;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
@@ -76,11 +77,11 @@ const BATCH: usize = 32;
 
 impl TextEncoder {
     /// The encoder of `config`.
-    pub fn new(config: &EncoderConfig) -> Result<Self> {
+    pub fn new(config: &EncoderConfig, device: &Device) -> Result<Self> {
         match config {
             EncoderConfig::HashedWords { width, seed } => Ok(TextEncoder::HashedWords { width: *width, seed: *seed }),
             EncoderConfig::Bert { folder, pooling, max_tokens } => {
-                let encoder = read_bert(folder)?;
+                let encoder = read_bert(folder, device)?;
                 let max_tokens = (*max_tokens).min(encoder.config().max_position_embeddings);
                 let tokenizer = Box::new(Tokenizer::read(folder)?);
                 Ok(TextEncoder::Bert { encoder: Box::new(encoder), tokenizer, pooling: *pooling, max_tokens })
@@ -113,14 +114,14 @@ impl TextEncoder {
 }
 
 /// The encoder in a folder of Hugging Face's layout. CXR-BERT's checkpoint holds `bert.*` beside heads that are not used (peers.md d).
-pub(crate) fn read_bert(folder: &Path) -> Result<BertEncoder> {
+pub(crate) fn read_bert(folder: &Path, device: &Device) -> Result<BertEncoder> {
     let config = BertConfig::read(&folder.join("config.json"))?;
     let archive = ["pytorch_model.bin", "model.pt"].map(|name| folder.join(name)).into_iter().find(|path| path.is_file());
     let has_safetensors = folder.join("model.safetensors").is_file();
     let file = archive.filter(|_| !has_safetensors).unwrap_or_else(|| folder.to_path_buf());
     let tensors = weights::part(weights::open(&file)?, "bert.");
     let tensors = tensors.into_iter().filter(|(name, _)| !name.starts_with("cls")).collect();
-    let params = Params::loaded(file.display().to_string(), tensors, &Device::Cpu).frozen();
+    let params = Params::loaded(file.display().to_string(), tensors, device).frozen();
     let encoder = BertEncoder::new(&config, &params)?;
     params.finish()?;
     Ok(encoder)
@@ -133,11 +134,11 @@ fn bert(encoder: &BertEncoder, tokenizer: &Tokenizer, pooling: Pooling, max_toke
     let pooled = match pooling {
         Pooling::Cls => hidden.narrow(1, 0, 1)?.squeeze(1)?,
         Pooling::Mean => {
-            let mask = mask.to_dtype(DType::F32)?;
+            let mask = transfers::to_device(&mask.to_dtype(DType::F32)?, hidden.device())?;
             hidden.broadcast_mul(&mask.unsqueeze(2)?)?.sum(1)?.broadcast_div(&mask.sum_keepdim(1)?)?
         }
     };
-    Ok(pooled.to_vec2()?)
+    Ok(transfers::read_rows(&pooled)?)
 }
 
 /// Rows of ids as (B, L) with padding behind, and the mask (B, L).
@@ -181,7 +182,7 @@ mod tests {
 
     #[test]
     fn hashed_words_see_words_and_not_numbers_and_tell_a_negation() {
-        let encoder = TextEncoder::new(&EncoderConfig::HashedWords { width: 64, seed: 1 }).unwrap();
+        let encoder = TextEncoder::new(&EncoderConfig::HashedWords { width: 64, seed: 1 }, &Device::Cpu).unwrap();
         let texts = ["Nodule of 5 mm.", "A nodule of 12 mm", "No nodule, mm."].map(String::from);
         let features = encoder.encode(&texts).unwrap();
         let cosine = |a: usize, b: usize| features[a].iter().zip(&features[b]).map(|(x, y)| x * y).sum::<f32>();

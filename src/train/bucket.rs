@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use candle_core::{Device, Shape, Tensor};
+use candle_core::{DType, Device, Shape, Tensor};
+use ctscribe_ops::transfers::{self, host_values};
 
 use crate::Result;
 use crate::ranks::Communicator;
@@ -27,7 +28,17 @@ struct Slot {
 pub struct Bucket {
     slots: Vec<Slot>,
     places: HashMap<String, usize>,
-    values: Vec<f64>,
+    /// How many gradients came of each tensor.
+    counts: Vec<f64>,
+    sums: Sums,
+}
+
+#[derive(Debug)]
+enum Sums {
+    /// Of gradients in the host's memory, flat.
+    Host(Vec<f64>),
+    /// Of gradients on a device, a tensor each, f64; they stay there unless other ranks add theirs.
+    There(Device, Vec<Option<Tensor>>),
 }
 
 impl Bucket {
@@ -40,56 +51,111 @@ impl Bucket {
             start += var.elem_count();
         }
         let places = slots.iter().enumerate().map(|(place, slot)| (slot.name.clone(), place)).collect();
-        let values = vec![0.0; start + slots.len()];
-        Bucket { slots, places, values }
+        let sums = match optimizer.device() {
+            Device::Cpu => Sums::Host(vec![0.0; start]),
+            device => Sums::There(device.clone(), vec![None; slots.len()]),
+        };
+        Bucket { counts: vec![0.0; slots.len()], slots, places, sums }
     }
 
     /// Adds the gradients of one micro-batch.
     pub fn add(&mut self, gradients: &Gradients) -> Result<()> {
-        let counts = self.values.len() - self.slots.len();
         for (name, gradient) in gradients {
             let place = self.places[name];
-            let own: Vec<f32> = gradient.flatten_all()?.to_vec1()?;
-            let sums = &mut self.values[self.slots[place].start..][..own.len()];
-            sums.iter_mut().zip(own).for_each(|(sum, value)| *sum += f64::from(value));
-            self.values[counts + place] += 1.0;
+            match &mut self.sums {
+                Sums::Host(sums) => {
+                    let own: Vec<f32> = host_values(gradient)?;
+                    let sums = &mut sums[self.slots[place].start..][..own.len()];
+                    sums.iter_mut().zip(own).for_each(|(sum, value)| *sum += f64::from(value));
+                }
+                Sums::There(_, sums) => {
+                    let own = gradient.to_dtype(DType::F64)?;
+                    sums[place] = Some(match sums[place].take() {
+                        Some(sum) => (sum + own)?,
+                        None => own,
+                    });
+                }
+            }
+            self.counts[place] += 1.0;
         }
         Ok(())
     }
 
-    /// The sum over all ranks.
+    /// The sum over all ranks. A device's sums come to the host and go back once, all together, where there are other ranks.
     pub fn over(mut self, ranks: &dyn Communicator) -> Result<Self> {
-        ranks.sum(&mut self.values)?;
+        if ranks.size() == 1 {
+            return Ok(self);
+        }
+        let (mut values, device) = match self.sums {
+            Sums::Host(sums) => (sums, None),
+            Sums::There(device, sums) => {
+                let flat = |(slot, sum): (&Slot, &Option<Tensor>)| match sum {
+                    Some(sum) => sum.flatten_all(),
+                    None => Tensor::zeros(slot.shape.elem_count(), DType::F64, &device),
+                };
+                let flat: Vec<Tensor> = self.slots.iter().zip(&sums).map(flat).collect::<candle_core::Result<_>>()?;
+                (transfers::read(&Tensor::cat(&flat, 0)?)?, Some(device))
+            }
+        };
+        let length = values.len();
+        values.extend(&self.counts);
+        ranks.sum(&mut values)?;
+        self.counts = values.split_off(length);
+        self.sums = match device {
+            None => Sums::Host(values),
+            Some(device) => {
+                let all = transfers::upload(values, length, &device)?;
+                let own = |slot: &Slot| Ok(Some(all.narrow(0, slot.start, slot.shape.elem_count())?.reshape(&slot.shape)?));
+                let sums = self.slots.iter().map(own).collect::<Result<_>>()?;
+                Sums::There(device, sums)
+            }
+        };
         Ok(self)
     }
 
     /// The gradients by name; a tensor that none came for has none.
     pub fn gradients(self) -> Result<Gradients> {
-        let counts = self.values.len() - self.slots.len();
         let mut gradients = Gradients::new();
-        for (slot, count) in self.slots.iter().zip(&self.values[counts..]) {
-            if *count > 0.0 {
-                let own = &self.values[slot.start..slot.start + slot.shape.elem_count()];
-                let own: Vec<f32> = own.iter().map(|value| *value as f32).collect();
-                gradients.insert(slot.name.clone(), Tensor::from_vec(own, slot.shape.clone(), &Device::Cpu)?);
-            }
+        for (place, slot) in self.slots.iter().enumerate().filter(|(place, _)| self.counts[*place] > 0.0) {
+            let gradient = match &self.sums {
+                Sums::Host(sums) => {
+                    let own = &sums[slot.start..slot.start + slot.shape.elem_count()];
+                    let own: Vec<f32> = own.iter().map(|value| *value as f32).collect();
+                    Some(Tensor::from_vec(own, slot.shape.clone(), &Device::Cpu)?)
+                }
+                Sums::There(_, sums) => sums[place].as_ref().map(|sum| sum.to_dtype(DType::F32)).transpose()?,
+            };
+            gradients.extend(gradient.map(|gradient| (slot.name.clone(), gradient)));
         }
         Ok(gradients)
     }
 }
 
 /// A batch's losses and the sum of their gradients: each rank does its share of the micro-batches `parts`, all get all losses, in order.
-/// `work` gets a micro-batch's place in the batch.
+/// `work` gets a micro-batch's place in the batch. The losses are read when all micro-batches are done, all at once.
 pub fn shared_gradients<T: Sync>(
     ranks: &dyn Communicator,
     parts: &[T],
     threads: usize,
     optimizer: &AdamW,
-    work: impl Fn(usize, &T) -> Result<(f64, Gradients)> + Sync,
+    work: impl Fn(usize, &T) -> Result<(Tensor, Gradients)> + Sync,
 ) -> Result<(Vec<f64>, Gradients)> {
     let own = ranks.share(parts.len());
-    let (losses, bucket) = sum_in_threads(&parts[own.clone()], threads, optimizer, |index, part| work(own.start + index, part))?;
-    Ok((ranks.gather_numbers(&losses)?, bucket.over(ranks)?.gradients()?))
+    let (losses, bucket) = sum_in_threads(&parts[own.clone()], threads, optimizer, |index, part| {
+        let (loss, gradients) = work(own.start + index, part)?;
+        // a loss with its graph would keep all that the micro-batch computed
+        Ok((loss.detach(), gradients))
+    })?;
+    Ok((ranks.gather_numbers(&read_numbers(&losses)?)?, bucket.over(ranks)?.gradients()?))
+}
+
+/// The values of scalars, with one read.
+pub(super) fn read_numbers(scalars: &[Tensor]) -> Result<Vec<f64>> {
+    if scalars.is_empty() {
+        return Ok(Vec::new());
+    }
+    let numbers: Vec<f32> = transfers::read(&Tensor::stack(scalars, 0)?.to_dtype(DType::F32)?)?;
+    Ok(numbers.into_iter().map(f64::from).collect())
 }
 
 #[cfg(test)]
@@ -127,6 +193,60 @@ mod tests {
             let mut bucket = Bucket::new(&optimizer());
             order.iter().for_each(|value| bucket.add(&Gradients::from([("b".to_string(), tensor(&[*value]))])).unwrap());
             assert_eq!(bucket.gradients().unwrap()["b"].to_vec1::<f32>().unwrap(), [1.0]);
+        }
+    }
+
+    /// Two ranks that bring the same; it looks at what one of them holds.
+    #[derive(Debug)]
+    struct Twice;
+
+    impl Communicator for Twice {
+        fn rank(&self) -> usize {
+            0
+        }
+
+        fn size(&self) -> usize {
+            2
+        }
+
+        fn sum(&self, values: &mut [f64]) -> Result<()> {
+            values.iter_mut().for_each(|value| *value *= 2.0);
+            Ok(())
+        }
+
+        fn gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>> {
+            Ok(vec![own.to_vec(), own.to_vec()])
+        }
+
+        fn abort(&self, _: u8) -> ! {
+            panic!("aborted")
+        }
+    }
+
+    #[test]
+    fn sums_where_the_gradients_lie_are_those_of_the_host_bit_for_bit() {
+        let (a, b) = ([[0.1f32, -3e7], [7.3, 1e-9], [1e8, 3e7]], [[1e8f32], [1.0], [-1e8]]);
+        let gradients = |part: usize, with_b: bool| {
+            let mut gradients = Gradients::from([("a".to_string(), tensor(&a[part]))]);
+            gradients.extend(with_b.then(|| ("b".to_string(), tensor(&b[part]))));
+            gradients
+        };
+        for ranks in [&crate::ranks::Alone as &dyn Communicator, &Twice] {
+            for with_b in [true, false] {
+                let sum = |mut bucket: Bucket| {
+                    (0..3).for_each(|part| bucket.add(&gradients(part, with_b)).unwrap());
+                    let sum = bucket.over(ranks).unwrap().gradients().unwrap();
+                    let bits = |name: &str| {
+                        let values = sum.get(name)?.to_vec1::<f32>().unwrap();
+                        Some(values.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+                    };
+                    [bits("a"), bits("b")]
+                };
+                let there = Bucket { sums: Sums::There(Device::Cpu, vec![None; 2]), ..Bucket::new(&optimizer()) };
+                let [a, b] = sum(there);
+                assert!(a.is_some() && b.is_some() == with_b);
+                assert_eq!([a, b], sum(Bucket::new(&optimizer())));
+            }
         }
     }
 }

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
+use ctscribe_ops::transfers::{self, host_values};
 
 use crate::Result;
 
@@ -57,7 +58,7 @@ impl Losses {
     /// Takes up [`Losses::state`].
     pub fn restore(&mut self, tensors: &mut HashMap<String, Tensor>) -> Result<()> {
         if let Some(losses) = tensors.remove(LOSSES) {
-            self.last = losses.to_vec1::<f64>()?.into();
+            self.last = host_values::<f64>(&losses)?.into();
         }
         Ok(())
     }
@@ -79,12 +80,26 @@ pub fn group_norms(gradients: &Gradients) -> Result<BTreeMap<String, f64>> {
     let mut names: Vec<&String> = gradients.keys().collect();
     names.sort();
     let mut squares: BTreeMap<String, f64> = BTreeMap::new();
-    for name in names {
-        let values: Vec<f32> = gradients[name].flatten_all()?.to_vec1()?;
-        *squares.entry(group(name).to_string()).or_default() +=
-            values.iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>();
+    for (name, own) in names.iter().zip(square_sums(names.iter().map(|name| &gradients[*name]).collect())?) {
+        *squares.entry(group(name).to_string()).or_default() += own;
     }
     Ok(squares.into_iter().map(|(name, sum)| (name, sum.sqrt())).collect())
+}
+
+/// The sum of each tensor's squares, with one read from a device.
+fn square_sums(tensors: Vec<&Tensor>) -> Result<Vec<f64>> {
+    if tensors.iter().all(|tensor| tensor.device().is_cpu()) {
+        let sum = |values: Vec<f32>| values.iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>();
+        return tensors.into_iter().map(|tensor| Ok(sum(host_values(tensor)?))).collect();
+    }
+    square_sums_there(&tensors)
+}
+
+/// As [`square_sums`], summed where the tensors lie.
+fn square_sums_there(tensors: &[&Tensor]) -> Result<Vec<f64>> {
+    let sums: Vec<Tensor> =
+        tensors.iter().map(|tensor| tensor.to_dtype(DType::F64)?.sqr()?.sum_all()).collect::<candle_core::Result<_>>()?;
+    Ok(transfers::read(&Tensor::stack(&sums, 0)?)?)
 }
 
 /// Time and work of the steps since the last line of `metrics.jsonl`; validation and checkpoints do not count.
@@ -146,6 +161,13 @@ mod tests {
         ]);
         let norms = [("lora_a", 5.0), ("lora_b", 2.0), ("vision", 1.0)].map(|(name, norm)| (name.to_string(), norm));
         assert_eq!(group_norms(&gradients).unwrap(), BTreeMap::from(norms));
+    }
+
+    #[test]
+    fn squares_are_summed_alike_here_and_where_the_tensors_lie() {
+        let tensors = [Tensor::new(&[[3.0f32, -1.0], [0.5, 2.0]], &Device::Cpu).unwrap(), Tensor::new(&[0.25f32], &Device::Cpu).unwrap()];
+        assert_eq!(square_sums_there(&[&tensors[0], &tensors[1]]).unwrap(), [14.25, 0.0625]);
+        assert_eq!(square_sums(vec![&tensors[0], &tensors[1]]).unwrap(), [14.25, 0.0625]);
     }
 
     #[test]

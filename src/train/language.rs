@@ -14,7 +14,7 @@ use crate::text::Tokenizer;
 use crate::weights::{self, Params};
 use crate::{Error, Result};
 
-use super::bucket::shared_gradients;
+use super::bucket::{read_numbers, shared_gradients};
 use super::call::Call;
 use super::micro_batches::in_threads;
 use super::optimizer::AdamW;
@@ -53,7 +53,7 @@ pub fn train_language_for(config: &Config, cache: &Cache, run: &Path, call: Call
     let tokenizer = call.ranks.leader_first(|| own_tokenizer(&folder, &train, stage.vocabulary))?;
     let vocab_size = if stage.model.vocab_size == 0 { tokenizer.vocabulary() } else { stage.model.vocab_size };
     let sizes = LlamaConfig { vocab_size, ..stage.model.clone() };
-    let params = Params::fresh(config.seed, &Device::Cpu);
+    let params = Params::fresh(config.seed, &config.device.open()?);
     let limit = config.llama.max_report_tokens;
     let ids = |texts: &[String]| texts.iter().map(|text| Ok(tokenizer.encode_whole(text, limit)?.0)).collect::<Result<Vec<_>>>();
     let reports = ids(&train)?;
@@ -117,10 +117,11 @@ impl Stage for Language<'_> {
         let tokens: usize = batch.iter().map(|&index| self.reports[index].len() - 1).sum();
         let parts: Vec<&[usize]> = batch.chunks(training.micro_batch).collect();
         let this = &*self;
-        let (losses, gradients) = shared_gradients(this.ranks, &parts, this.config.threads, optimizer, |_, part| {
+        let (losses, gradients) = shared_gradients(this.ranks, &parts, this.config.at_once(), optimizer, |_, part| {
             let reports: Vec<&Vec<u32>> = part.iter().map(|&index| &this.reports[index]).collect();
             let loss = (this.loss_sum(&reports)?.0 / tokens as f64)?;
-            Ok((f64::from(loss.to_scalar::<f32>()?), optimizer.gradients(&mut loss.backward()?)))
+            let gradients = optimizer.gradients(&mut loss.backward()?);
+            Ok((loss, gradients))
         })?;
         let metrics = Map::from_iter([("tokens".to_string(), json!(tokens))]);
         Ok(StepOutcome { gradients, loss: losses.iter().sum(), count: tokens, metrics })
@@ -133,11 +134,11 @@ impl Stage for Language<'_> {
         let this = &*self;
         let parts: Vec<&[Vec<u32>]> = this.watched.chunks(this.stage.training.micro_batch).collect();
         let own = &parts[this.ranks.share(parts.len())];
-        let sums = in_threads(own, this.config.threads, |_, part| {
+        let sums = in_threads(own, this.config.at_once(), |_, part| {
             let (loss, _) = this.loss_sum(&part.iter().collect::<Vec<_>>())?;
-            Ok(f64::from(loss.to_scalar::<f32>()?))
+            Ok(loss.detach())
         })?;
-        let loss: f64 = this.ranks.gather_numbers(&sums)?.iter().sum();
+        let loss: f64 = this.ranks.gather_numbers(&read_numbers(&sums)?)?.iter().sum();
         let count: usize = this.watched.iter().map(|report| report.len() - 1).sum();
         let measures = Map::from_iter([("validation_loss".to_string(), json!(loss / count.max(1) as f64))]);
         Ok(Validation { measures, samples: Vec::new() })

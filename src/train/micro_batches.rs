@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ctscribe_ops::awake;
+use ctscribe_ops::transfers::host_values;
+
 use crate::{Error, Result};
 
 use super::bucket::Bucket;
@@ -12,7 +15,7 @@ use super::optimizer::{AdamW, Gradients};
 /// Runs `work` on every item, at most `threads` at a time; the results come in the items' order.
 pub fn in_threads<T: Sync, R: Send>(items: &[T], threads: usize, work: impl Fn(usize, &T) -> Result<R> + Sync) -> Result<Vec<R>> {
     if threads <= 1 || items.len() <= 1 {
-        return items.iter().enumerate().map(|(index, item)| work(index, item)).collect();
+        return items.iter().enumerate().map(|(index, item)| awake(|| work(index, item))).collect();
     }
     let pools = pools(threads.min(items.len()))?;
     let next = AtomicUsize::new(0);
@@ -98,7 +101,7 @@ pub fn clip(gradients: Gradients, limit: Option<f64>) -> Result<(Gradients, f64)
     names.sort();
     let mut squares = 0.0f64;
     for name in names {
-        let values: Vec<f32> = gradients[name].flatten_all()?.to_vec1()?;
+        let values: Vec<f32> = host_values(&gradients[name])?;
         squares += values.iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>();
     }
     let norm = squares.sqrt();

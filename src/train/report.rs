@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Tensor, Var};
+use ctscribe_ops::transfers;
 use serde_json::{Map, json};
 
 use crate::config::{Config, TrainingConfig};
@@ -18,7 +19,7 @@ use crate::text::label_report;
 use crate::weights::{self, Params};
 use crate::{Error, Result};
 
-use super::bucket::shared_gradients;
+use super::bucket::{read_numbers, shared_gradients};
 use super::call::Call;
 use super::micro_batches::in_threads;
 use super::optimizer::AdamW;
@@ -81,7 +82,7 @@ pub fn train_report_for(config: &Config, cache: &Cache, run: &Path, kind: Decode
 fn fresh(config: &Config, run: &Path, kind: DecoderKind) -> Result<(Assembled, Vec<(String, Var)>)> {
     match kind {
         DecoderKind::Llama => {
-            let mut assembled = assemble_llama(config, run, Params::fresh(config.seed, &Device::Cpu))?;
+            let mut assembled = assemble_llama(config, run, Params::fresh(config.seed, &config.device.open()?))?;
             let mut trainable = assembled.params.trainable();
             if let Network::Llama { model, .. } = assembled.decoder.network_mut() {
                 model.attach_lora(&config.llama.lora, config.seed)?;
@@ -90,7 +91,7 @@ fn fresh(config: &Config, run: &Path, kind: DecoderKind) -> Result<(Assembled, V
             Ok((assembled, trainable))
         }
         DecoderKind::Bert => {
-            let assembled = assemble_bert(config, run, Params::fresh(config.seed, &Device::Cpu))?;
+            let assembled = assemble_bert(config, run, Params::fresh(config.seed, &config.device.open()?))?;
             let trainable = assembled.params.trainable();
             if let Some(folder) = &config.bert.weights {
                 take_bert(folder, &trainable)?;
@@ -117,7 +118,7 @@ fn take_bert(folder: &Path, trainable: &[(String, Var)]) -> Result<()> {
             let what = format!("expected {:?}, found {:?}", var.dims(), tensor.dims());
             return Err(Error::Tensor { source_name: folder.display().to_string(), tensor: name.to_string(), what });
         }
-        var.set(&tensor.to_dtype(DType::F32)?)?;
+        var.set(&transfers::to_device(&tensor.to_dtype(DType::F32)?, var.device())?)?;
         taken += 1;
     }
     if taken == 0 { Err(Error::file(folder, "holds no tensor of a BERT")) } else { Ok(()) }
@@ -162,7 +163,7 @@ impl<'a> ReportStage<'a> {
             let tokens = studies.iter().map(|study| read_tokens(run, &study.name));
             if projector.standardises() {
                 let (mean, deviation) = token_statistics(tokens, config.structure.queries.structures())?;
-                projector.set_statistics(mean, deviation);
+                projector.set_statistics(&mean, &deviation)?;
             }
         }
         let order = Order::new(studies.len(), config.seed.wrapping_add(1));
@@ -172,9 +173,9 @@ impl<'a> ReportStage<'a> {
         Ok(ReportStage { config, training, kind, run, decoder, params, studies, reports, watched, rare, order, cut, ranks: &Alone })
     }
 
-    /// Visual tokens (n, V, h) of studies.
+    /// Visual tokens (n, V, h) of studies, as they lie in their files, in the host's memory.
     fn tokens(&self, names: &[&str]) -> Result<Tensor> {
-        let tokens: Vec<Tensor> = names.iter().map(|name| Ok(read_tokens(self.run, name)?.to_dtype(DType::F32)?)).collect::<Result<_>>()?;
+        let tokens: Vec<Tensor> = names.iter().map(|name| read_tokens(self.run, name)).collect::<Result<_>>()?;
         Ok(Tensor::stack(&tokens, 0)?)
     }
 
@@ -225,12 +226,13 @@ impl Stage for ReportStage<'_> {
         let tokens: usize = batch.iter().map(|&index| self.reports[index].ids.len()).sum();
         let parts: Vec<&[usize]> = batch.chunks(self.training.micro_batch).collect();
         let this = &*self;
-        let (losses, gradients) = shared_gradients(this.ranks, &parts, this.config.threads, optimizer, |part_index, part| {
+        let (losses, gradients) = shared_gradients(this.ranks, &parts, this.config.at_once(), optimizer, |part_index, part| {
             let names: Vec<&str> = part.iter().map(|&index| this.studies[index].name.as_str()).collect();
             let reports: Vec<&TargetReport> = part.iter().map(|&index| &this.reports[index]).collect();
             let mut dropout = step_rng(this.config.seed ^ 0xD1, step, part_index);
             let loss = (this.decoder.loss_sum(&this.tokens(&names)?, &reports, Some(&mut dropout))? / weight)?;
-            Ok((f64::from(loss.to_scalar::<f32>()?), optimizer.gradients(&mut loss.backward()?)))
+            let gradients = optimizer.gradients(&mut loss.backward()?);
+            Ok((loss, gradients))
         })?;
         let metrics = Map::from_iter([
             ("tokens".to_string(), json!(tokens)),
@@ -257,12 +259,12 @@ impl Stage for ReportStage<'_> {
         let this = &*self;
         let parts: Vec<&[(&CachedStudy, TargetReport)]> = this.watched.chunks(this.training.micro_batch).collect();
         let own = &parts[this.ranks.share(parts.len())];
-        let sums = in_threads(own, this.config.threads, |_, part| {
+        let sums = in_threads(own, this.config.at_once(), |_, part| {
             let names: Vec<&str> = part.iter().map(|(study, _)| study.name.as_str()).collect();
             let reports: Vec<&TargetReport> = part.iter().map(|(_, report)| report).collect();
-            Ok(f64::from(this.decoder.loss_sum(&this.tokens(&names)?, &reports, None)?.to_scalar::<f32>()?))
+            Ok(this.decoder.loss_sum(&this.tokens(&names)?, &reports, None)?.detach())
         })?;
-        let sums = this.ranks.gather_numbers(&sums)?;
+        let sums = this.ranks.gather_numbers(&read_numbers(&sums)?)?;
         let count: usize = this.watched.iter().map(|(_, report)| report.ids.len()).sum();
         let mut measures = Map::from_iter([("validation_loss".to_string(), json!(sums.iter().sum::<f64>() / count.max(1) as f64))]);
         let watch = this.training.watch;

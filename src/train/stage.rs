@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use candle_core::Tensor;
+use ctscribe_ops::transfers;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -13,7 +14,6 @@ use crate::{Error, Result};
 
 use super::call::Call;
 use super::gauges::{Losses, Meter, group_norms};
-use super::micro_batches::clip;
 use super::optimizer::{AdamW, Gradients};
 use super::parameters::{not_finite, sha256};
 use super::progress::Progress;
@@ -150,14 +150,15 @@ impl<'a> Loop<'a> {
         let StepOutcome { gradients, loss, count, metrics } = stage.gradients(step, optimizer)?;
         let logged = done.is_multiple_of(self.training.log_every) || done == self.training.steps;
         let norms = if logged { group_norms(&gradients)? } else { BTreeMap::new() };
-        let (gradients, norm) = clip(gradients, self.training.clip_norm)?;
         if let Some(what) = course.losses.see(loss, self.training.explode_factor) {
             return Err(self.exploded(stage.name(), done, &what));
         }
-        if !norm.is_finite() {
+        let norm = optimizer.step_within(gradients, lr, self.training.clip_norm)?;
+        // a device's norm is waited for with the lines that tell it; in between a norm that is no number shows in the next step's loss
+        let norm = if logged { Some(norm.read()?) } else { norm.known() };
+        if let Some(norm) = norm.filter(|norm| !norm.is_finite()) {
             return Err(self.exploded(stage.name(), done, &format!("loss {loss}, gradient norm {norm}")));
         }
-        optimizer.step(&gradients, lr)?;
         course.step = done;
         course.meter.add(clock.elapsed(), count);
         if !logged {
@@ -220,7 +221,7 @@ impl<'a> Loop<'a> {
             if tensor.dims() != var.dims() {
                 return Err(fault(format!("expected {:?}, found {:?}", var.dims(), tensor.dims())));
             }
-            var.set(tensor)?;
+            var.set(&transfers::to_device(tensor, var.device())?)?;
         }
         stage.restore(checkpoint)
     }
@@ -228,7 +229,7 @@ impl<'a> Loop<'a> {
     /// Writes a checkpoint. `due`: one of the configuration's, validated and selected on; else an interrupted call's.
     fn checkpoint(&self, stage: &mut dyn Stage, optimizer: &AdamW, course: &mut Course, due: bool) -> Result<()> {
         let step = course.step;
-        let model: BTreeMap<String, Tensor> = optimizer.vars().map(|(name, var)| (name.to_string(), var.as_detached_tensor())).collect();
+        let model = on_host(optimizer.vars().map(|(name, var)| (name.to_string(), var.as_detached_tensor())))?;
         if let Some(name) = not_finite(&model)? {
             return Err(self.exploded(stage.name(), step, &format!("{name} is not finite")));
         }
@@ -240,7 +241,7 @@ impl<'a> Loop<'a> {
                 record.draw()?;
             }
         }
-        let state = stage.state()?;
+        let state = on_host(stage.state()?)?;
         if self.ranks().size() > 1 {
             let own = sha256(model.iter().chain(&state))?;
             self.ranks().agree(&format!("what they have learned by step {step}"), &own)?;
@@ -285,4 +286,9 @@ impl<'a> Loop<'a> {
         });
         Error::Invalid(format!("{stage}: step {step}: {what}; {last}"))
     }
+}
+
+/// Named tensors in the host's memory.
+fn on_host(tensors: impl IntoIterator<Item = (String, Tensor)>) -> Result<BTreeMap<String, Tensor>> {
+    tensors.into_iter().map(|(name, tensor)| Ok((name, transfers::to_host(&tensor)?))).collect()
 }

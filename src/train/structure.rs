@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{DType, Tensor, Var};
+use ctscribe_ops::transfers;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal};
@@ -15,7 +16,7 @@ use crate::evaluate::retrieval;
 use crate::generate::{Features, Observer, centre, encode_reports, stack_features, structure_means};
 use crate::ranks::{Alone, Communicator};
 use crate::structure::{
-    Contrast, DiversityQueue, LossConfig, Queue, QueueConfig, ReferenceQueue, RetrievalRule, contrast, reference_contrast,
+    Contrast, ContrastLoss, DiversityQueue, LossConfig, Queue, QueueConfig, ReferenceQueue, RetrievalRule, contrast, reference_contrast,
     report_to_volume_scores,
 };
 use crate::text::Structures;
@@ -168,39 +169,41 @@ impl<'a> StructureStage<'a> {
         Ok(self.observer.observe(&volumes, Some(&mut dropout))?.tokens)
     }
 
-    /// All ranks' observations (n, S, h) one after another, without a graph.
+    /// All ranks' observations (n, S, h) one after another, without a graph. They leave their device only where there are other ranks.
     fn whole(&self, observed: &[Tensor]) -> Result<Tensor> {
+        if self.ranks.size() == 1 {
+            return Ok(Tensor::cat(observed, 0)?.detach());
+        }
         let queries = &self.config.structure.queries;
-        self.ranks.gather_rows(observed, &[queries.structures(), queries.width()])
+        let observed: Vec<Tensor> = observed.iter().map(transfers::to_host).collect::<candle_core::Result<_>>()?;
+        let all = self.ranks.gather_rows(&observed, &[queries.structures(), queries.width()])?;
+        Ok(transfers::to_device(&all, self.observer.device())?)
     }
 
     /// The loss over a batch's observations (a leaf), its gradient to them and to the head, and what to log.
     fn contrast(&mut self, tokens: &Var, batch: &[usize], optimizer: &AdamW) -> Result<(Tensor, StepOutcome)> {
         let rows: Vec<_> = batch.iter().map(|&index| &self.features[index]).collect();
         let (features, present) = stack_features(&rows, self.text_width)?;
+        let features = transfers::to_device(&features, self.observer.device())?;
         let standardised = match self.observer.standardiser_mut() {
             Some(standardiser) => standardiser.train(tokens.as_tensor())?,
             None => tokens.as_tensor().clone(),
         };
-        let mut metrics = Map::new();
-        let loss = match (&self.config.structure.loss, &self.queue) {
+        // the loss, and where its numbers are
+        let (loss, parts) = match (&self.config.structure.loss, &self.queue) {
             (LossConfig::Ours(loss), Queue::Features(queue)) => {
-                let contrasted = Contrast { observations: &standardised, features: &features, present: &present, queue: &queue.tensors()? };
+                let queue = queue.tensors(self.observer.device())?;
+                let contrasted = Contrast { observations: &standardised, features: &features, present: &present, queue: &queue };
                 let parts = contrast(self.observer.head(), &contrasted, loss)?;
-                metrics.insert("contrastive".into(), json!(parts.contrastive));
-                metrics.insert("divergence".into(), json!(parts.divergence));
-                let entropy: Vec<f64> = parts.target_entropy.iter().map(|entropy| f64::from(*entropy)).collect();
-                metrics.extend(by_structure("target_entropy", &self.structures, &entropy));
-                metrics.insert("rows".into(), json!(parts.rows));
-                metrics.insert("temperature".into(), json!(self.observer.head().temperature()?.to_scalar::<f32>()?));
-                parts.loss
+                (parts.loss.clone(), Some(parts))
             }
             (LossConfig::Reference(loss), Queue::Reference(queue)) => {
                 let structures = self.config.structure.queries.structures();
                 let flat = |tensor: &Tensor| -> Result<Tensor> { Ok(tensor.flatten_to(1)?) };
                 let visual = self.observer.head().visual_raw(&flat(&standardised)?)?;
                 let text = self.observer.head().text(&flat(&features)?)?;
-                reference_contrast(&visual, &text, &queue.tensor()?, structures, loss)?.loss
+                let queue = transfers::to_device(&queue.tensor()?, self.observer.device())?;
+                (reference_contrast(&visual, &text, &queue, structures, loss)?.loss, None)
             }
             _ => {
                 return Err(Error::Invalid(
@@ -211,9 +214,26 @@ impl<'a> StructureStage<'a> {
         let mut store = loss.backward()?;
         let gradient = store.remove(tokens).map_or_else(|| tokens.zeros_like(), Ok)?;
         let gradients = optimizer.gradients(&mut store);
-        let outcome = StepOutcome { gradients, loss: f64::from(loss.to_scalar::<f32>()?), count: batch.len(), metrics };
+        let (loss, metrics) = match parts {
+            Some(parts) => self.numbers(&parts)?,
+            None => (transfers::read_number(&loss)?, Map::new()),
+        };
+        let outcome = StepOutcome { gradients, loss: f64::from(loss), count: batch.len(), metrics };
         self.push(&rows.into_iter().cloned().collect::<Vec<_>>(), &features)?;
         Ok((gradient, outcome))
+    }
+
+    /// A loss and what is to be logged of it.
+    fn numbers(&self, parts: &ContrastLoss) -> Result<(f32, Map<String, Value>)> {
+        let numbers = parts.read()?;
+        let entropy: Vec<f64> = numbers.target_entropy.iter().map(|entropy| f64::from(*entropy)).collect();
+        let mut metrics = Map::new();
+        metrics.insert("contrastive".into(), json!(numbers.contrastive));
+        metrics.insert("divergence".into(), json!(numbers.divergence));
+        metrics.extend(by_structure("target_entropy", &self.structures, &entropy));
+        metrics.insert("rows".into(), json!(parts.rows));
+        metrics.insert("temperature".into(), json!(numbers.temperature));
+        Ok((numbers.loss, metrics))
     }
 
     /// The batch's texts enter the queue, after its loss.
@@ -255,7 +275,7 @@ impl Stage for StructureStage<'_> {
     /// the micro-batches; the loss between is that of the whole batch on every rank, and so are the head's gradients, the queue and the
     /// running statistics.
     fn gradients(&mut self, step: u64, optimizer: &AdamW) -> Result<StepOutcome> {
-        let (training, threads) = (&self.config.train_structure.training, self.config.threads);
+        let (training, threads) = (&self.config.train_structure.training, self.config.at_once());
         let batch = self.order.batch(step, training.batch);
         let parts: Vec<(usize, &[usize])> =
             batch.chunks(training.micro_batch).enumerate().map(|(i, part)| (i * training.micro_batch, part)).collect();
@@ -306,13 +326,14 @@ impl Stage for StructureStage<'_> {
         }
         let this = &*self;
         let own = &this.watched[this.ranks.share(this.watched.len())];
-        let observed = in_threads(own, this.config.threads, |_, study| {
+        let observed = in_threads(own, this.config.at_once(), |_, study| {
             let observation = this.observer.observe(&this.volumes(&[&study.name], None)?, None)?;
             Ok(this.observer.standardise(&observation.tokens.detach())?.to_dtype(DType::F32)?)
         })?;
         let observations = this.whole(&observed)?;
         let rows: Vec<_> = this.watched_features.iter().collect();
         let (features, present) = stack_features(&rows, this.text_width)?;
+        let features = transfers::to_device(&features, self.observer.device())?;
         measures.extend(this.contrast_measures(&observations, &features, &present)?);
         let (visual, text) = (this.observer.head().visual(&observations)?.detach(), this.observer.head().text(&features)?.detach());
         let rule = match this.config.structure.loss {
@@ -350,30 +371,30 @@ impl StructureStage<'_> {
         let head = self.observer.head();
         let (loss, entropy) = match (&self.config.structure.loss, &self.queue) {
             (LossConfig::Ours(loss), Queue::Features(queue)) => {
-                let among = |queue: &[Option<Tensor>]| contrast(head, &Contrast { observations, features, present, queue }, loss);
-                let entropy = among(&queue.tensors()?)?.target_entropy.into_iter().map(f64::from).collect();
+                let among = |queue: &[Option<Tensor>]| contrast(head, &Contrast { observations, features, present, queue }, loss)?.read();
+                let entropy = among(&queue.tensors(self.observer.device())?)?.target_entropy.into_iter().map(f64::from).collect();
                 (among(&[])?.loss, entropy)
             }
             (LossConfig::Reference(loss), Queue::Reference(queue)) => {
                 let visual = head.visual_raw(&observations.flatten_to(1)?)?.detach();
                 let text = head.text(&features.flatten_to(1)?)?.detach();
                 let among = |queue: &Tensor| reference_contrast(&visual, &text, queue, self.structures.len(), loss);
-                let queue = queue.tensor()?;
+                let queue = transfers::to_device(&queue.tensor()?, self.observer.device())?;
                 let entropy = row_entropies(&among(&queue)?.soft, self.structures.len())?;
-                (among(&queue.narrow(1, 0, 0)?)?.loss, entropy)
+                (transfers::read_number(&among(&queue.narrow(1, 0, 0)?)?.loss)?, entropy)
             }
             // refused by the first step
             _ => return Ok(Map::new()),
         };
         let mut measures = by_structure("target_entropy", &self.structures, &entropy);
-        measures.insert("validation_loss".into(), json!(loss.to_scalar::<f32>()?));
+        measures.insert("validation_loss".into(), json!(loss));
         Ok(measures)
     }
 }
 
 /// Mean entropy a structure of soft targets (n S, N), rows study-major.
 fn row_entropies(soft: &Tensor, structures: usize) -> Result<Vec<f64>> {
-    let rows: Vec<Vec<f32>> = soft.to_vec2()?;
+    let rows: Vec<Vec<f32>> = transfers::read_rows(soft)?;
     let entropy = |row: &Vec<f32>| -row.iter().map(|p| f64::from(*p)).map(|p| if p > 0.0 { p * p.ln() } else { 0.0 }).sum::<f64>();
     let mean = |s: usize| {
         let own: Vec<f64> = rows.iter().skip(s).step_by(structures).map(entropy).collect();

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use candle_core::{Device, Tensor};
-use ctscribe_ops as ops;
+use candle_core::Tensor;
+use ctscribe_ops::{self as ops, transfers};
 
 use crate::Result;
 use crate::weights::{Init, Params};
@@ -56,7 +56,7 @@ impl PositionBias {
         let (reach_h, reach_w) = (gh as isize - 1, gw as isize - 1);
         let offsets = (-reach_h..=reach_h).flat_map(|i| (-reach_w..=reach_w).map(move |j| (i, j)));
         let inputs: Vec<f32> = offsets.flat_map(|(i, j)| [log_distance(i), log_distance(j)]).collect();
-        let mut x = Tensor::from_vec(inputs, ((2 * gh - 1) * (2 * gw - 1), 2), &Device::Cpu)?.to_device(device)?;
+        let mut x = transfers::upload(inputs, ((2 * gh - 1) * (2 * gw - 1), 2), device)?;
         for (index, [weight, bias]) in self.layers.iter().enumerate() {
             x = ops::linear(&x, weight, Some(bias))?;
             if index + 1 < self.layers.len() {
@@ -64,7 +64,7 @@ impl PositionBias {
             }
         }
         let heads = x.dim(1)?;
-        let rows = Tensor::from_vec(pair_rows(gh, gw), gh * gw * gh * gw, &Device::Cpu)?.to_device(device)?;
+        let rows = transfers::upload(pair_rows(gh, gw), gh * gw * gh * gw, device)?;
         Ok(x.t()?.contiguous()?.index_select(&rows, 1)?.reshape((heads, gh * gw, gh * gw))?)
     }
 }

@@ -1,7 +1,7 @@
 //! The layers of both stages: position convolution, attention, feed-forward.
 
 use candle_core::{D, DType, Device, Tensor};
-use ctscribe_ops::{self as ops, Attention, ConvPadding};
+use ctscribe_ops::{self as ops, Attention, ConvPadding, transfers};
 use rand_chacha::ChaCha8Rng;
 
 use crate::Result;
@@ -91,7 +91,7 @@ impl Transformer {
 /// The causal 3x3x3 kernel that returns its input: of the frames the last tap, of rows and columns the middle one.
 fn identity(device: &Device) -> Result<Tensor> {
     let taps: Vec<f32> = (0..27).map(|tap| if tap == 2 * 9 + 3 + 1 { 1.0 } else { 0.0 }).collect();
-    Ok(Tensor::from_vec(taps, (1, 1, 3, 3, 3), device)?)
+    Ok(transfers::upload(taps, (1, 1, 3, 3, 3), device)?)
 }
 
 impl Layer {

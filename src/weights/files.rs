@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor, pickle};
+use ctscribe_ops::transfers;
 use safetensors::tensor::{Dtype, TensorView};
 use sha2::{Digest, Sha256};
 
@@ -155,7 +156,7 @@ fn write_beside(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: &Hash
     let aside = beside(folder)?;
     let metadata = (!metadata.is_empty()).then(|| metadata.clone());
     let contiguous: Vec<(String, Tensor)> =
-        tensors.iter().map(|(name, tensor)| Ok((name.clone(), tensor.contiguous()?))).collect::<Result<_>>()?;
+        tensors.iter().map(|(name, tensor)| Ok((name.clone(), transfers::to_host(tensor)?.contiguous()?))).collect::<Result<_>>()?;
     let views = contiguous.iter().map(|(name, tensor)| (name.as_str(), tensor));
     safetensors::serialize_to_file(views, metadata, aside.path()).map_err(|e| Error::file(path, e.to_string()))?;
     Ok(aside)

@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Tensor, Var};
-use ctscribe_ops::Matrix;
+use ctscribe_ops::{Matrix, transfers};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal, Uniform};
@@ -181,7 +181,7 @@ impl Params {
         let full = self.full_name(name);
         let value = match self.take(&full, shape)? {
             Some(tensor) => tensor,
-            None => draw(init, shape, self.seed, &full)?.to_device(&self.device)?.to_dtype(self.dtype)?,
+            None => self.placed(&draw(init, shape, self.seed, &full)?)?,
         };
         let mut state = self.lock();
         if self.frozen {
@@ -204,19 +204,24 @@ impl Params {
         self.lock().asked.insert(self.full_name(name));
     }
 
-    /// Matrix `name` of size (out, in), frozen whatever the rest is: where the checkpoint has it, as it lies there. `init` as for [`Params::get`].
+    /// Matrix `name` of size (out, in), frozen whatever the rest is: where the checkpoint has it, as it lies there ([`Matrix::on`]
+    /// a device other than the processor). `init` as for [`Params::get`].
     pub fn matrix(&self, name: &str, (outputs, inputs): (usize, usize), init: Init) -> Result<Matrix> {
         let (full, shape) = (self.full_name(name), [outputs, inputs]);
         match self.find(&full, &shape) {
-            Some(checkpoint) if self.device.is_cpu() => checkpoint.matrix(&full),
-            Some(checkpoint) => Ok(Matrix::from_tensor(&checkpoint.tensor(&full)?.to_device(&self.device)?)?),
-            None => Ok(Matrix::from_tensor(&draw(init, &shape, self.seed, &full)?.to_device(&self.device)?.to_dtype(self.dtype)?)?),
+            Some(checkpoint) => Ok(checkpoint.matrix(&full)?.on(&self.device)?),
+            None => Ok(Matrix::from_tensor(&draw(init, &shape, self.seed, &full)?.to_dtype(self.dtype)?)?.on(&self.device)?),
         }
     }
 
     fn take(&self, full: &str, shape: &[usize]) -> Result<Option<Tensor>> {
         let tensor = self.find(full, shape).map(|checkpoint| checkpoint.tensor(full)).transpose()?;
-        Ok(tensor.map(|tensor| tensor.to_device(&self.device)?.to_dtype(self.dtype)).transpose()?)
+        tensor.map(|tensor| self.placed(&tensor)).transpose()
+    }
+
+    /// A tensor of the host's where this model's lie, in their type.
+    fn placed(&self, tensor: &Tensor) -> Result<Tensor> {
+        Ok(transfers::to_device(tensor, &self.device)?.to_dtype(self.dtype)?)
     }
 
     /// The checkpoint, if it has a tensor of this name and shape; what it has is noted.

@@ -68,7 +68,7 @@ fn shards_in_any_type_give_the_logits_of_their_values() {
         write_config(folder.path());
         let files = write_shards(folder.path(), &sources(), format, 1_000_000).unwrap();
         assert!(files.len() > 3, "several shards and an index: {files:?}");
-        let (found, expected) = (logits(&open_llama(folder.path()).unwrap()), logits(&read(folder.path())));
+        let (found, expected) = (logits(&open_llama(folder.path(), &Device::Cpu).unwrap()), logits(&read(folder.path())));
         // bf16: products of bf16 pairs against f32's
         assert_close(&format.to_string(), &found, &expected, tolerance * largest(&expected));
     }
@@ -81,10 +81,10 @@ fn a_missing_shard_and_a_cut_one_are_named() {
     let files = write_shards(folder.path(), &sources(), Format::Bf16, 1_000_000).unwrap();
     let bytes = std::fs::read(&files[1]).unwrap();
     std::fs::write(&files[1], &bytes[..bytes.len() - 10]).unwrap();
-    let message = open_llama(folder.path()).unwrap_err().to_string();
+    let message = open_llama(folder.path(), &Device::Cpu).unwrap_err().to_string();
     assert!(message.contains("model-00002-of") && message.contains("not a whole safetensors file"), "{message}");
     std::fs::remove_file(&files[1]).unwrap();
-    assert!(open_llama(folder.path()).unwrap_err().to_string().contains("model-00002-of"));
+    assert!(open_llama(folder.path(), &Device::Cpu).unwrap_err().to_string().contains("model-00002-of"));
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn gguf_files_hold_the_projections_in_hugging_faces_order_and_the_sizes() {
     for (mix, bits) in [(Mix::Q8_0, 7.0f64), (Mix::Q4KM, 3.0)] {
         let path = folder.path().join(format!("{mix:?}.gguf"));
         write_gguf(&path, &sources(), &SIZES.gguf(), mix, (8, 4)).unwrap();
-        let model = open_llama(&path).unwrap();
+        let model = open_llama(&path, &Device::Cpu).unwrap();
         assert_eq!(model.config(), &SIZES);
         let found = model.projection_weights().unwrap();
         assert_eq!(found.len(), 21);
@@ -118,7 +118,7 @@ fn a_quantised_base_gives_the_logits_and_the_gradient_of_its_values() {
             let loss = model.loss_sum(&hidden, &[(0..20).collect()], &[vec![1.0; 20]]).unwrap();
             loss.backward().unwrap().remove(&input).unwrap()
         };
-        let (quantised, exact) = (open_llama(&path).unwrap(), read(&path));
+        let (quantised, exact) = (open_llama(&path, &Device::Cpu).unwrap(), read(&path));
         for (what, found, expected) in
             [("logits", logits(&quantised), logits(&exact)), ("gradient", gradient(&quantised), gradient(&exact))]
         {
@@ -143,7 +143,7 @@ fn adapters_on_a_quantised_base_learn_two_texts_by_heart() {
     let path = folder.path().join("base.gguf");
     write_gguf(&path, &sources(), &SIZES.gguf(), Mix::Q4KM, (8, 4)).unwrap();
     let before = weights::sha256(&path).unwrap();
-    let mut model = open_llama(&path).unwrap();
+    let mut model = open_llama(&path, &Device::Cpu).unwrap();
     let targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"].map(String::from).to_vec();
     model.attach_lora(&LoraConfig::plain(8, 16.0, Targets::Names(targets)), 5).unwrap();
     let config = OptimizerConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, no_decay: vec![] };

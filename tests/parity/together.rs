@@ -41,12 +41,12 @@ fn models(folder: &Path, dora: bool) -> Vec<(String, Llama)> {
         std::fs::create_dir(&folder).unwrap();
         std::fs::write(folder.join("config.json"), SIZES.json(1, 2).to_string()).unwrap();
         write_shards(&folder, &sources(), format, 10_000_000).unwrap();
-        models.push((format.to_string(), open_llama(&folder).unwrap()));
+        models.push((format.to_string(), open_llama(&folder, &Device::Cpu).unwrap()));
     }
     for mix in [Mix::Q8_0, Mix::Q4KM] {
         let path = folder.join(format!("{mix:?}.gguf"));
         write_gguf(&path, &sources(), &SIZES.gguf(), mix, (8, 2)).unwrap();
-        models.push((format!("{mix:?}"), open_llama(&path).unwrap()));
+        models.push((format!("{mix:?}"), open_llama(&path, &Device::Cpu).unwrap()));
     }
     let targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"].map(String::from).to_vec();
     let config = LoraConfig { dora, ..LoraConfig::plain(8, 16.0, Targets::Names(targets)) };
@@ -83,7 +83,7 @@ fn rows_read_together_have_the_bits_of_rows_read_alone_whatever_the_weights_type
             for lengths in [vec![8], vec![1, 1], vec![3, 1, 4], vec![1; FEW_ROWS]] {
                 let texts: Vec<KvCache> = (0..lengths.len()).map(|text| begun(&model, text as u32, 20 + 17 * text)).collect();
                 let ids: Vec<u32> = (0..lengths.iter().sum::<usize>() as u32).map(|i| (i * 53 + 11) % 700).collect();
-                let (mut together, mut alone) = (texts.clone(), texts);
+                let (mut together, mut alone): (Vec<KvCache>, _) = (texts.iter().map(|text| text.copied().unwrap()).collect(), texts);
                 let mut runs: Vec<Run> = together.iter_mut().zip(&lengths).map(|(cache, &rows)| Run { cache, rows }).collect();
                 let hidden = model.forward_runs(&embed(&model, &ids).squeeze(0).unwrap(), &mut runs).unwrap();
                 let found: Vec<Vec<f32>> = model.logits(&hidden).unwrap().to_vec2().unwrap();
@@ -107,7 +107,7 @@ fn what_is_forgotten_leaves_no_trace() {
             let hidden = model.forward_cached(&embed(&model, ids), cache).unwrap();
             model.logits(&hidden).unwrap().flatten_all().unwrap().to_vec1().unwrap()
         };
-        let (mut straight, mut astray) = (start.clone(), start);
+        let (mut straight, mut astray) = (start.copied().unwrap(), start);
         next(&mut astray, &[5, 6, 7, 8]);
         astray.truncate(30);
         assert!(next(&mut straight, &[9, 10]) == next(&mut astray, &[9, 10]), "{name}");
@@ -170,7 +170,7 @@ fn llama_writes_the_same_texts_with_guesses_and_in_batches_whatever_the_weights_
 #[test]
 fn the_real_tiny_llama_tells_the_same_stories_with_guesses() {
     let Some(folder) = data("models/stories260k") else { return };
-    let (model, tokenizer) = (open_llama(&folder).unwrap(), Tokenizer::read(&folder).unwrap());
+    let (model, tokenizer) = (open_llama(&folder, &Device::Cpu).unwrap(), Tokenizer::read(&folder).unwrap());
     let beginnings =
         ["Once upon a time", "The dog was sad", "Lily had a big red", "Tom and his mom went", "One day, a little bird", "In the park"];
     let ids: Vec<Vec<u32>> = beginnings.iter().map(|text| [vec![tokenizer.begin], tokenizer.encode(text).unwrap()].concat()).collect();

@@ -10,13 +10,14 @@ use super::Attention;
 use super::kernel::{Gradients, Problem, Rows};
 use crate::cpu::{Values, cleared, sum_partials, values, written};
 use crate::kept;
+use crate::transfers::host_values;
 
 /// Partial sums of the bias's gradient: at least this many tasks, if the batch allows.
 const TASKS: usize = 16;
 
 /// q, k and v as for [`super::attention`], f32 on the CPU; bias (H, L, M).
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &Attention) -> Result<Tensor> {
-    let mask = |mask: &Tensor| mask.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
+    let mask = |mask: &Tensor| host_values::<f32>(&mask.to_dtype(DType::F32)?);
     let visible = options.key_mask.map(mask).transpose()?.map(|mask| mask.iter().map(|&m| m != 0.0).collect::<Vec<_>>());
     if visible.as_ref().is_some_and(|visible| visible.len() != k.dims()[0] * k.dims()[2]) {
         bail!("attention: the key mask has not (B, M) values for keys of {:?}", k.shape());

@@ -1,11 +1,12 @@
 //! AdamW over all trained tensors in one launch.
 
 use candle_core::cuda_backend::cudarc::driver::{DevicePtr, DeviceRepr};
-use candle_core::{CudaDevice, DType, Result, Tensor, Var, bail};
+use candle_core::{CudaDevice, DType, Error, Result, Tensor, Var, bail};
 
 use super::launch::{ADAMW, grid, launch};
 use super::place::{Place, contiguous, device};
 use super::unwritten;
+use crate::transfers;
 
 const THREADS: u32 = 256;
 
@@ -81,6 +82,27 @@ impl AdamW {
         Ok(())
     }
 
+    /// Steps taken, and each tensor's first and second moment in the order of [`AdamW::add`].
+    pub fn state(&self) -> (u64, impl Iterator<Item = [&Tensor; 2]>) {
+        (self.steps as u64, self.trained.iter().map(|trained| [&trained.first, &trained.second]))
+    }
+
+    /// Goes on after `steps` steps with these moments of the host's memory, f32, in the order of [`AdamW::add`].
+    pub fn restore(&mut self, steps: u64, moments: Vec<[Tensor; 2]>) -> Result<()> {
+        if moments.len() != self.trained.len() {
+            bail!("AdamW: {} tensors, moments of {}", self.trained.len(), moments.len());
+        }
+        for (trained, [first, second]) in self.trained.iter_mut().zip(moments) {
+            if first.dims() != trained.var.dims() || second.dims() != trained.var.dims() || first.dtype() != DType::F32 {
+                bail!("AdamW: moments {:?} and {:?} of a tensor {:?}", first.shape(), second.shape(), trained.var.shape());
+            }
+            let there = |moment: &Tensor| contiguous(&transfers::to_device(moment, trained.var.device())?);
+            (trained.first, trained.second) = (there(&first)?, there(&second)?);
+        }
+        self.steps = i32::try_from(steps).map_err(Error::wrap)?;
+        Ok(())
+    }
+
     /// One step at rate `lr` with a gradient (f32) for each tensor in the order of [`AdamW::add`], none for one that keeps its value and
     /// moments. All gradients together are scaled to a norm of at most `limit`. Returns (2) on the device: the norm, and the scale taken.
     pub fn step(&mut self, gradients: &[Option<Tensor>], lr: f64, limit: Option<f64>) -> Result<Tensor> {
@@ -90,6 +112,7 @@ impl AdamW {
         let Some(like) = gradients.iter().flatten().next() else { bail!("AdamW: no tensor has a gradient") };
         self.steps += 1;
         let device = device(like)?;
+        transfers::note_upload();
         let (count, table) = (slots.len() as i32, device.clone_htod(&slots)?);
         let slots = table.device_ptr(&device.cuda_stream()).0;
         let norm = gradient_norm(&device, like, (slots, count), blocks, limit)?;

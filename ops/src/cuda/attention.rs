@@ -8,7 +8,7 @@ use super::attention_backward;
 use super::launch::{ATTENTION_DECODE, ATTENTION_FORWARD, grid, launch, tile};
 use super::place::{Place, device, result, rows, suffix};
 use super::{not_on_cpu, on_device, unwritten};
-use crate::Attention;
+use crate::{Attention, transfers};
 
 /// Head widths that the kernels are compiled for.
 const WIDTHS: [usize; 4] = [32, 64, 80, 128];
@@ -62,10 +62,16 @@ pub struct Fused {
     pub log_sums: Tensor,
 }
 
+/// Where a mask of keys is not 0, u8 on q's device.
+fn visible(mask: &Tensor, q: &Tensor) -> Result<Tensor> {
+    let visible = mask.ne(0.0)?.contiguous()?;
+    if mask.device().is_cpu() { transfers::to_device(&visible, q.device()) } else { Ok(visible) }
+}
+
 impl Fused {
     fn new(q: &Tensor, k: &Tensor, options: &Attention) -> Result<Self> {
         let (b, h, l, _) = q.dims4()?;
-        let visible = options.key_mask.map(|mask| mask.ne(0.0)?.to_device(q.device())?.contiguous()).transpose()?;
+        let visible = options.key_mask.map(|mask| visible(mask, q)).transpose()?;
         if visible.as_ref().is_some_and(|visible| visible.elem_count() != b * k.dims()[2]) {
             bail!("attention: the key mask has not (B, M) values for keys of {:?}", k.shape());
         }

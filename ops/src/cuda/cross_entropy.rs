@@ -6,6 +6,7 @@ use candle_core::{CpuStorage, CudaStorage, CustomOp1, DType, Layout, Result, Sha
 use super::launch::{CROSS_ENTROPY, grid, launch};
 use super::place::{Place, contiguous, device, suffix};
 use super::{not_on_cpu, on_device, unwritten};
+use crate::Matrix;
 
 /// Logits at hand at once: 64 MB in bf16.
 const CHUNK: usize = 32 << 20;
@@ -14,25 +15,24 @@ const THREADS: u32 = 256;
 
 /// As [`crate::linear_cross_entropy`]. The gradient to `hidden` is made with the loss. Nothing is read back: a target outside the vocabulary
 /// makes the loss NaN instead of an error.
-pub fn linear_cross_entropy(hidden: &Tensor, head: &Tensor, targets: &Tensor, weights: &Tensor) -> Result<Option<Tensor>> {
-    if !on_device(&[hidden, head]) {
+pub fn linear_cross_entropy(hidden: &Tensor, head: &Matrix, targets: &Tensor, weights: &Tensor) -> Result<Option<Tensor>> {
+    if !on_device(&[hidden]) || !head.device().is_cuda() || hidden.dtype() != head.activation_dtype() {
         return Ok(None);
     }
     let (n, _) = hidden.dims2()?;
     if targets.dims() != [n] || weights.dims() != [n] || targets.dtype() != DType::U32 {
         bail!("cross-entropy: {n} rows, targets {:?} {:?}, weights {:?}", targets.shape(), targets.dtype(), weights.shape());
     }
-    let head = contiguous(&head.detach())?;
     let labels = Labels { targets: contiguous(targets)?, weights: contiguous(&weights.detach().to_dtype(DType::F32)?)? };
     let source = contiguous(&hidden.detach())?;
     let (mut losses, mut gradients) = (Vec::new(), Vec::new());
-    let rows = (CHUNK / head.dim(0)?).clamp(1, n.max(1));
+    let rows = (CHUNK / head.size().0).clamp(1, n.max(1));
     for first in (0..n).step_by(rows) {
         let count = rows.min(n - first);
-        let logits = source.narrow(0, first, count)?.matmul(&head.t()?)?;
+        let logits = head.forward(&source.narrow(0, first, count)?)?;
         losses.push(labels.loss_then_gradient(&logits, first)?);
         if hidden.track_op() {
-            gradients.push(logits.matmul(&head)?);
+            gradients.push(head.backward(&logits)?);
         }
     }
     let loss = Tensor::cat(&losses, 0)?.sum_all()?;

@@ -23,7 +23,7 @@ pub(crate) use conv3d::depthwise_conv3d;
 pub(crate) use cross_entropy::linear_cross_entropy;
 pub(crate) use linear::frozen_linear;
 pub(crate) use norm::norm;
-pub use product::{BlockFormat, LowRank, QuantisedWeight, lora_linear};
+pub use product::{LowRank, QuantisedWeight, lora_linear};
 pub(crate) use rope::rope;
 
 use candle_core::{CpuStorage, DType, Result, Shape, Tensor, bail};

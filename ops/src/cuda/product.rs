@@ -7,6 +7,7 @@ use candle_core::{CpuStorage, CudaDevice, CudaStorage, CustomOp1, CustomOp3, DTy
 use super::launch::{PRODUCT, grid, launch};
 use super::place::{Place, contiguous, device, result, suffix};
 use super::{not_on_cpu, on_device, unwritten};
+use crate::Format;
 use crate::linear::output_shape;
 
 const THREADS: u32 = 256;
@@ -17,33 +18,13 @@ const TILE: usize = 128;
 /// Up to this many rows the weight's read is all that counts.
 const FEW: usize = 4;
 
-/// GGUF block formats that the kernels read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BlockFormat {
-    /// 32 values in 34 bytes.
-    Q8_0,
-    /// 256 values in 144 bytes.
-    Q4K,
-    /// 256 values in 210 bytes.
-    Q6K,
-}
-
-impl BlockFormat {
-    /// Values and bytes of a block.
-    fn block(self) -> (usize, usize) {
-        match self {
-            BlockFormat::Q8_0 => (32, 34),
-            BlockFormat::Q4K => (256, 144),
-            BlockFormat::Q6K => (256, 210),
-        }
-    }
-
-    fn kernel(self) -> &'static str {
-        match self {
-            BlockFormat::Q8_0 => "q8_0",
-            BlockFormat::Q4K => "q4_k",
-            BlockFormat::Q6K => "q6_k",
-        }
+/// The name of the kernels that read a format; `None` for one that they do not.
+fn kernel(format: Format) -> Option<&'static str> {
+    match format {
+        Format::Q8_0 => Some("q8_0"),
+        Format::Q4K => Some("q4_k"),
+        Format::Q6K => Some("q6_k"),
+        Format::F32 | Format::F16 | Format::Bf16 => None,
     }
 }
 
@@ -73,18 +54,34 @@ pub struct LowRank<'a> {
 }
 
 impl QuantisedWeight {
+    /// Whether there are kernels for a weight of this format and size (outputs, inputs).
+    pub fn takes(format: Format, (outputs, inputs): (usize, usize)) -> bool {
+        kernel(format).is_some() && inputs.is_multiple_of(format.block()) && outputs.is_multiple_of(8)
+    }
+
     /// A weight (outputs, inputs) from its blocks, u8, row after row as in the file. Errors if their number is another.
-    pub fn new(blocks: &Tensor, format: BlockFormat, (outputs, inputs): (usize, usize)) -> Result<Self> {
-        let (values, bytes) = format.block();
-        let expected = outputs * inputs / values * bytes;
-        if !inputs.is_multiple_of(values) || !outputs.is_multiple_of(8) || blocks.dtype() != DType::U8 || blocks.elem_count() != expected {
-            bail!(
-                "a {format:?} weight ({outputs}, {inputs}): expected rows of whole blocks of {values}, outputs in eights and {expected} bytes, found {} values of {:?}",
+    pub fn new(blocks: &Tensor, format: Format, (outputs, inputs): (usize, usize)) -> Result<Self> {
+        let bytes = outputs * format.row_bytes(inputs)?;
+        match kernel(format) {
+            Some(kernel) if outputs.is_multiple_of(8) && blocks.dtype() == DType::U8 && blocks.elem_count() == bytes => {
+                Ok(QuantisedWeight(Weight { values: contiguous(&blocks.detach())?, format: kernel, outputs, inputs }))
+            }
+            _ => bail!(
+                "a {format} weight ({outputs}, {inputs}) on a CUDA device: expected quantised blocks, outputs in eights and {bytes} bytes, found {} values of {:?}",
                 blocks.elem_count(),
                 blocks.dtype()
-            );
+            ),
         }
-        Ok(QuantisedWeight(Weight { values: contiguous(&blocks.detach())?, format: format.kernel(), outputs, inputs }))
+    }
+
+    /// Whether x and a low-rank part are what the kernels take: one 16-bit type, a rank in eights.
+    pub fn fits(&self, x: &Tensor, low: &LowRank) -> Result<bool> {
+        Ok(on_device(&[x, low.a, low.b]) && x.dtype() != DType::F32 && low.a.dim(0)?.is_multiple_of(8))
+    }
+
+    /// g W without a gradient, of shape (..., in). grad: (..., out), bf16 or f16.
+    pub fn input_gradient(&self, grad: &Tensor, shape: &Shape) -> Result<Tensor> {
+        self.0.input_gradient(shape, &contiguous(grad)?, None)
     }
 
     /// x W^T + scale (x A^T) B^T with gradients to x, A and B. x: (..., in), bf16 or f16 -> (..., out).
@@ -176,11 +173,11 @@ impl Weight {
     }
 
     /// dy W + u A, in x's shape.
-    fn input_gradient(&self, x: &Tensor, grad: &Tensor, low: Option<(u64, u64, usize)>) -> Result<Tensor> {
-        let dx = unwritten(x.shape(), x, x.dtype())?;
+    fn input_gradient(&self, x: &Shape, grad: &Tensor, low: Option<(u64, u64, usize)>) -> Result<Tensor> {
+        let dx = unwritten(x, grad, grad.dtype())?;
         let product = Product { format: self.format, turned: true, weight: Place::of(&self.values)?.address, low, alpha: 1.0 };
         let sizes = (grad.elem_count() / self.outputs, self.inputs, self.outputs);
-        product.run(&device(x)?, &Place::of(grad)?, &Place::of(&dx)?, sizes)?;
+        product.run(&device(grad)?, &Place::of(grad)?, &Place::of(&dx)?, sizes)?;
         Ok(dx)
     }
 }
@@ -203,7 +200,7 @@ impl CustomOp1 for Frozen {
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(self.weight.input_gradient(x, &contiguous(grad)?, None)?))
+        Ok(Some(self.weight.input_gradient(x.shape(), &contiguous(grad)?, None)?))
     }
 }
 
@@ -262,7 +259,7 @@ impl CustomOp3 for Adapted {
         let product = Product { format: "dense", turned: true, weight: Place::of(b)?.address, low: None, alpha: self.scale };
         product.run(&device, &Place::of(&grad)?, &Place::of(&u)?, (rows, rank, self.weight.outputs))?;
         self.narrow(&device, &Place::of(x)?, &Place::of(a)?, &Place::of(&t)?)?;
-        let dx = self.weight.input_gradient(x, &grad, Some((Place::of(&u)?.address, Place::of(a)?.address, rank)))?;
+        let dx = self.weight.input_gradient(x.shape(), &grad, Some((Place::of(&u)?.address, Place::of(a)?.address, rank)))?;
         let da = u.t()?.matmul(&x.detach().reshape((rows, self.weight.inputs))?)?;
         let db = grad.reshape((rows, self.weight.outputs))?.t()?.matmul(&t)?;
         Ok((Some(dx), Some(da), Some(db)))

@@ -13,11 +13,14 @@ pub use format::Format;
 pub(crate) use format::{SPAN, widen, words};
 
 use crate::cpu::{Values, values};
+#[cfg(feature = "cuda")]
+use crate::cuda::{LowRank, QuantisedWeight};
 use crate::few::{add_rows_times, rows_times, rows_times_each};
 use crate::frozen_linear;
 use crate::gemm::{Precision, Right};
 use crate::kept;
 use crate::linear::output_shape;
+use crate::transfers::{self, host_values};
 
 /// Bytes that outlive whoever asked for them: a mapped file, say.
 pub type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
@@ -39,8 +42,19 @@ pub struct Matrix {
 enum Rows {
     /// In memory or a mapped file; row i lies where `order` says.
     Host { bytes: Bytes, range: Range<usize>, order: Option<Arc<[u32]>> },
-    /// On another device.
+    /// Plain values on another device: what products there take, f32 or bf16.
     Device(Tensor),
+    /// Quantised blocks on a CUDA device; single rows are read from the host's bytes.
+    #[cfg(feature = "cuda")]
+    Blocks(Arc<Blocks>),
+}
+
+/// A quantised matrix's rows where they are multiplied and where they are read.
+#[cfg(feature = "cuda")]
+struct Blocks {
+    weight: QuantisedWeight,
+    device: Device,
+    host: Rows,
 }
 
 impl fmt::Debug for Matrix {
@@ -93,10 +107,78 @@ impl Matrix {
         let length = size.0 * format.row_bytes(size.1)?;
         let bytes: Bytes = match format {
             Format::F32 => Arc::new(OfStorage(tensor)),
-            Format::F16 => Arc::new(OfTensor(to_bytes(&tensor.flatten_all()?.to_vec1::<half::f16>()?, |v| v.to_le_bytes()))),
-            _ => Arc::new(OfTensor(to_bytes(&tensor.flatten_all()?.to_vec1::<half::bf16>()?, |v| v.to_le_bytes()))),
+            Format::F16 => Arc::new(OfTensor(to_bytes(&host_values::<half::f16>(&tensor)?, |v| v.to_le_bytes()))),
+            _ => Arc::new(OfTensor(to_bytes(&host_values::<half::bf16>(&tensor)?, |v| v.to_le_bytes()))),
         };
         Matrix::new(bytes, 0..length, format, size)
+    }
+
+    /// The matrix on `device`. Away from the processor 16-bit rows become bf16 there without passing through f32, f32 stays, and quantised
+    /// rows stay as they are where the device's kernels take them (CUDA, outputs in eights), else they become bf16 too.
+    pub fn on(&self, device: &Device) -> Result<Self> {
+        match &self.rows {
+            Rows::Host { .. } if !device.is_cpu() => self.copy_on(device),
+            Rows::Host { .. } => Ok(self.clone()),
+            _ => bail!("{self:?} lies on a device already"),
+        }
+    }
+
+    /// As [`Matrix::on`], a copy whatever the device is: on the processor too it has the form and the types that it has elsewhere, so that
+    /// what is done with it can be tried there.
+    pub fn copy_on(&self, device: &Device) -> Result<Self> {
+        let rows = match self.format {
+            #[cfg(feature = "cuda")]
+            format if format.is_quantised() && device.is_cuda() && QuantisedWeight::takes(format, self.size) => {
+                let bytes = self.row_bytes()?;
+                let count = bytes.len();
+                let blocks = transfers::upload(bytes, count, device)?;
+                let weight = QuantisedWeight::new(&blocks, format, self.size)?;
+                Rows::Blocks(Arc::new(Blocks { weight, device: device.clone(), host: self.rows.clone() }))
+            }
+            Format::F32 | Format::F16 | Format::Bf16 => Rows::Device(self.dense_on(device)?),
+            _ => Rows::Device(transfers::to_device(&self.to_tensor()?.to_dtype(DType::BF16)?, device)?),
+        };
+        let format = match &rows {
+            Rows::Device(tensor) => Format::of(tensor.dtype())?,
+            _ => self.format,
+        };
+        Ok(Matrix { rows, format, size: self.size, precision: Precision::F32 })
+    }
+
+    /// Plain rows as f32 or bf16 (out, in) on `device`.
+    fn dense_on(&self, device: &Device) -> Result<Tensor> {
+        let bytes = self.row_bytes()?;
+        match self.format {
+            Format::F32 => transfers::upload(of_bytes(&bytes, f32::from_le_bytes), self.size, device),
+            Format::F16 => transfers::upload(of_bytes(&bytes, half::f16::from_le_bytes), self.size, device)?.to_dtype(DType::BF16),
+            _ => transfers::upload(of_bytes(&bytes, half::bf16::from_le_bytes), self.size, device),
+        }
+    }
+
+    /// The rows' bytes in their order.
+    fn row_bytes(&self) -> Result<Vec<u8>> {
+        let Rows::Host { bytes, range, order } = &self.rows else { bail!("{self:?} is not in the host's memory") };
+        let bytes = &(**bytes).as_ref()[range.clone()];
+        let row = self.format.row_bytes(self.size.1)?;
+        Ok(match order {
+            Some(order) if row > 0 => order.iter().flat_map(|&at| bytes[at as usize * row..][..row].iter().copied()).collect(),
+            _ => bytes.to_vec(),
+        })
+    }
+
+    /// Whether its rows are multiplied where they lie in the host's memory, by the processor's own kernels; those of a copy for a device are not.
+    pub fn in_place(&self) -> bool {
+        matches!(self.rows, Rows::Host { .. })
+    }
+
+    /// The type that activations have beside it: f32 on the processor, the products' own elsewhere.
+    pub fn activation_dtype(&self) -> DType {
+        match &self.rows {
+            Rows::Host { .. } => DType::F32,
+            Rows::Device(tensor) => tensor.dtype(),
+            #[cfg(feature = "cuda")]
+            Rows::Blocks(_) => DType::BF16,
+        }
     }
 
     /// The same rows, multiplied with another precision.
@@ -129,7 +211,7 @@ impl Matrix {
         }
         match &mut self.rows {
             Rows::Host { order: own, .. } => *own = Some(order.into()),
-            Rows::Device(tensor) => *tensor = tensor.index_select(&Tensor::new(order, tensor.device())?, 0)?,
+            _ => bail!("{self:?} is reordered before it goes to its device"),
         }
         Ok(self)
     }
@@ -144,23 +226,31 @@ impl Matrix {
         match &self.rows {
             Rows::Host { .. } => &Device::Cpu,
             Rows::Device(tensor) => tensor.device(),
+            #[cfg(feature = "cuda")]
+            Rows::Blocks(blocks) => &blocks.device,
         }
     }
 
-    /// The rows' tensor where another device holds it.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn on_device(&self) -> Option<&Tensor> {
-        match &self.rows {
-            Rows::Host { .. } => None,
-            Rows::Device(tensor) => Some(tensor),
+    /// x W^T + scale (x A^T) B^T with gradients to x, A and B, in one product. x: (..., in), a: (r, in), b: (out, r) -> (..., out).
+    /// `None` where no kernel does so: on the processor, in f32, or for sizes that are no multiples of 8.
+    pub fn forward_low_rank(&self, _x: &Tensor, _a: &Tensor, _b: &Tensor, _scale: f64) -> Result<Option<Tensor>> {
+        #[cfg(feature = "cuda")]
+        {
+            let low = LowRank { a: _a, b: _b, scale: _scale };
+            match &self.rows {
+                Rows::Device(weight) => return crate::cuda::lora_linear(_x, weight, &low),
+                Rows::Blocks(blocks) if blocks.weight.fits(_x, &low)? => return blocks.weight.linear(_x, Some(&low)).map(Some),
+                _ => {}
+            }
         }
+        Ok(None)
     }
 
-    /// All values, f32 (out, in).
+    /// All values, f32 (out, in), on the matrix's device.
     pub fn to_tensor(&self) -> Result<Tensor> {
         match &self.rows {
-            Rows::Host { .. } => self.rows(&(0..self.size.0 as u32).collect::<Vec<_>>()),
             Rows::Device(tensor) => tensor.to_dtype(DType::F32),
+            _ => self.rows(&(0..self.size.0 as u32).collect::<Vec<_>>()),
         }
     }
 
@@ -170,30 +260,38 @@ impl Matrix {
         Right { bytes, format: self.format, columns: self.size.1, turned, order: order.as_deref() }
     }
 
-    /// The rows of the given indices, f32 (indices, in): an embedding's look-up.
+    /// The rows of the given indices, f32 (indices, in), on the matrix's device with one upload: an embedding's look-up.
     pub fn rows(&self, indices: &[u32]) -> Result<Tensor> {
         let (rows, width) = self.size;
         if let Some(index) = indices.iter().find(|&&index| index as usize >= rows) {
             bail!("row {index} is outside a matrix of {rows} rows");
         }
-        let (bytes, range, order) = match &self.rows {
-            Rows::Host { bytes, range, order } => (bytes, range, order),
-            Rows::Device(tensor) => return tensor.index_select(&Tensor::new(indices, tensor.device())?, 0)?.to_dtype(DType::F32),
+        let (from, device) = match &self.rows {
+            host @ Rows::Host { .. } => (host, &Device::Cpu),
+            #[cfg(feature = "cuda")]
+            Rows::Blocks(blocks) => (&blocks.host, &blocks.device),
+            Rows::Device(tensor) => {
+                let indices = transfers::upload(indices.to_vec(), indices.len(), tensor.device())?;
+                return tensor.index_select(&indices, 0)?.to_dtype(DType::F32);
+            }
         };
+        let Rows::Host { bytes, range, order } = from else { unreachable!("single rows are read in the host's memory") };
         let right = self.right(bytes, range, order, true);
         let mut out = vec![0.0; indices.len() * width];
         if width > 0 {
             let work = |(out, &index): (&mut [f32], &u32)| self.format.read(right.row(index as usize), 0, out);
             out.par_chunks_exact_mut(width).zip(indices).with_min_len(16).for_each(work);
         }
-        Tensor::from_vec(out, (indices.len(), width), &Device::Cpu)
+        transfers::upload(out, (indices.len(), width), device)
     }
 
     /// x W^T, with the gradient to x only. x: (..., in) -> (..., out).
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match &self.rows {
             Rows::Host { .. } => x.contiguous()?.apply_op1(MatrixLinear(self.clone())),
-            Rows::Device(tensor) => frozen_linear(x, tensor, None),
+            Rows::Device(tensor) => frozen_linear(&x.to_dtype(tensor.dtype())?, tensor, None)?.to_dtype(x.dtype()),
+            #[cfg(feature = "cuda")]
+            Rows::Blocks(blocks) => blocks.weight.linear(&x.to_dtype(self.activation_dtype())?, None)?.to_dtype(x.dtype()),
         }
     }
 
@@ -203,7 +301,12 @@ impl Matrix {
         let shape = output_shape(grad.shape(), (self.size.1, self.size.0))?;
         match &self.rows {
             Rows::Host { .. } => Tensor::from_vec(self.multiply(&Values::of(&grad)?, false), shape, &Device::Cpu),
-            Rows::Device(tensor) => grad.reshape(((), self.size.0))?.matmul(&tensor.to_dtype(grad.dtype())?)?.reshape(shape),
+            Rows::Device(tensor) => {
+                let rows = grad.reshape(((), self.size.0))?.to_dtype(tensor.dtype())?;
+                rows.matmul(tensor)?.reshape(shape)?.to_dtype(grad.dtype())
+            }
+            #[cfg(feature = "cuda")]
+            Rows::Blocks(blocks) => blocks.weight.input_gradient(&grad.to_dtype(self.activation_dtype())?, &shape)?.to_dtype(grad.dtype()),
         }
     }
 
@@ -211,7 +314,7 @@ impl Matrix {
     /// each.
     pub fn forward_each<const N: usize>(matrices: [&Matrix; N], x: &Tensor) -> Result<[Tensor; N]> {
         let (x, mut outputs) = (x.detach().contiguous()?, matrices.map(|_| None));
-        if matrices.iter().all(|matrix| matrix.device().is_cpu() && matrix.precision == matrices[0].precision) {
+        if matrices.iter().all(|matrix| matrix.in_place() && matrix.precision == matrices[0].precision) {
             let shapes = matrices.map(|matrix| output_shape(x.shape(), matrix.size));
             let values = Matrix::multiply_each(&matrices, &Values::of(&x)?, true);
             for ((output, values), shape) in outputs.iter_mut().zip(values).zip(shapes) {
@@ -250,6 +353,10 @@ impl Matrix {
         let k = matrices.first().map_or(0, |matrix| if turned { matrix.size.1 } else { matrix.size.0 });
         rows_times_each(x, &factors, k, matrices.first().map_or(Precision::F32, |matrix| matrix.precision))
     }
+}
+
+fn of_bytes<T, const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> T) -> Vec<T> {
+    bytes.as_chunks::<N>().0.iter().map(|bytes| value(*bytes)).collect()
 }
 
 fn to_bytes<T: Copy, const N: usize>(values: &[T], bytes: impl Fn(T) -> [u8; N]) -> Vec<u8> {
@@ -321,6 +428,39 @@ mod tests {
             assert!(largest_difference(&exact.forward(&x).unwrap(), &x.matmul(&expected.t().unwrap()).unwrap()) < 1e-5);
             assert!(largest_difference(&exact.backward(&grad).unwrap(), &grad.matmul(&expected).unwrap()) < 1e-5);
         }
+    }
+
+    #[test]
+    fn a_copy_for_a_device_holds_the_rows_in_their_order_and_multiplies_alike() {
+        let (weight, order) = (noise(6, 8), [4, 2, 0, 5, 3, 1]);
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let host = Matrix::from_tensor(&weight.to_dtype(dtype).unwrap()).unwrap().reordered(order.to_vec()).unwrap();
+            // a copy on the processor is made as one elsewhere is
+            let copy = host.copy_on(&Device::Cpu).unwrap();
+            let narrow = if dtype == DType::F32 { DType::F32 } else { DType::BF16 };
+            assert_eq!((copy.activation_dtype(), host.activation_dtype()), (narrow, DType::F32));
+            let expected = host.to_tensor().unwrap().to_dtype(narrow).unwrap().to_dtype(DType::F32).unwrap();
+            assert_eq!(copy.to_tensor().unwrap().to_vec2::<f32>().unwrap(), expected.to_vec2::<f32>().unwrap(), "{dtype:?}");
+            assert_eq!(copy.rows(&[3, 3, 0]).unwrap().to_vec2::<f32>().unwrap()[1], expected.to_vec2::<f32>().unwrap()[3]);
+            let (x, grad) = (noise(5, 8), noise(5, 6));
+            // a bf16 product rounds its factors and its result: 2^-8 each, of sums up to 8
+            let bound = if narrow == DType::F32 { 1e-5 } else { 3.0 * 8.0 / 256.0 };
+            assert!(largest_difference(&copy.forward(&x).unwrap(), &x.matmul(&expected.t().unwrap()).unwrap()) < bound);
+            assert!(largest_difference(&copy.backward(&grad).unwrap(), &grad.matmul(&expected).unwrap()) < bound);
+        }
+    }
+
+    #[test]
+    fn quantised_rows_become_bf16_where_no_kernel_takes_them() {
+        use candle_core::quantized::{GgmlDType, QTensor};
+        let blocks = QTensor::quantize(&noise(6, 256), GgmlDType::Q4K).unwrap();
+        let bytes: Bytes = Arc::new(blocks.data().unwrap().into_owned());
+        let host = Matrix::new(bytes, 0..6 * 144, Format::Q4K, (6, 256)).unwrap();
+        let copy = host.copy_on(&Device::Cpu).unwrap();
+        assert_eq!(copy.format(), Format::Bf16);
+        let expected = host.to_tensor().unwrap().to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
+        assert_eq!(copy.to_tensor().unwrap().to_vec2::<f32>().unwrap(), expected.to_vec2::<f32>().unwrap());
+        assert!(copy.on(&Device::Cpu).is_err() && copy.reordered(vec![5, 4, 3, 2, 1, 0]).is_err());
     }
 
     #[test]

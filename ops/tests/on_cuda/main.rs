@@ -4,4 +4,5 @@
 
 mod check;
 mod layers;
+mod matrices;
 mod operations;

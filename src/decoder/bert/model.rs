@@ -1,7 +1,7 @@
 //! The network (BertLMHeadModel with cross-attention; reference.md 4.2).
 
 use candle_core::{Device, Tensor};
-use ctscribe_ops as ops;
+use ctscribe_ops::{self as ops, transfers};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
@@ -94,7 +94,12 @@ impl BertDecoder {
         self.recompute = recompute;
     }
 
-    /// ids: (B, L) at positions `start..` -> (B, L, C).
+    /// Where the weights live.
+    pub fn device(&self) -> &Device {
+        self.words.device()
+    }
+
+    /// ids: (B, L) at positions `start..`, in the host's memory -> (B, L, C).
     pub(super) fn embed(&self, ids: &Tensor, start: usize, dropout: Option<&mut ChaCha8Rng>) -> Result<Tensor> {
         let (b, l) = ids.dims2()?;
         if start + l > self.config.max_position_embeddings {
@@ -104,7 +109,8 @@ impl BertDecoder {
                 start + l
             )));
         }
-        let words = self.words.index_select(&ids.flatten_all()?, 0)?.reshape((b, l, self.config.hidden_size))?;
+        let ids = transfers::to_device(&ids.flatten_all()?, self.device())?;
+        let words = self.words.index_select(&ids, 0)?.reshape((b, l, self.config.hidden_size))?;
         let mut sum = words.broadcast_add(&self.positions.narrow(0, start, l)?)?;
         if let Some(types) = &self.types {
             sum = sum.broadcast_add(&types.narrow(0, 0, 1)?.squeeze(0)?)?;
@@ -116,7 +122,7 @@ impl BertDecoder {
         }
     }
 
-    /// ids: (B, L), mask: (B, L); visual: (B, M, C), visual_mask: (B, M) -> hidden (B, L, C).
+    /// ids: (B, L) in the host's memory, mask: (B, L); visual: (B, M, C), visual_mask: (B, M) -> hidden (B, L, C).
     pub fn forward(
         &self,
         ids: &Tensor,
@@ -152,8 +158,8 @@ impl BertDecoder {
     pub fn loss_sum(&self, hidden: &Tensor, targets: &[Vec<u32>], weights: &[Vec<f32>]) -> Result<Tensor> {
         let (_, _, width) = hidden.dims3()?;
         let labelled = crate::decoder::labels::labelled(targets, weights)?;
-        let rows = hidden.contiguous()?.reshape(((), width))?.index_select(&Tensor::new(labelled.rows, &Device::Cpu)?, 0)?;
-        let (ids, values) = (Tensor::new(labelled.ids, &Device::Cpu)?, Tensor::new(labelled.weights, &Device::Cpu)?);
+        let [rows, ids, values] = labelled.upload(hidden.device())?;
+        let rows = hidden.contiguous()?.reshape(((), width))?.index_select(&rows, 0)?;
         Ok(ops::cross_entropy(&self.logits(&rows)?, &ids, &values)?)
     }
 }

@@ -1,7 +1,7 @@
 //! The BERT decoder in the middle of reports: cached self-attention, cross-attention keys and values computed once.
 
 use candle_core::{Device, Tensor};
-use ctscribe_ops::{self as ops, Attention};
+use ctscribe_ops::{self as ops, Attention, transfers};
 
 use crate::decoder::llama::KvCache;
 use crate::decoder::step::NextToken;
@@ -64,9 +64,10 @@ impl NextToken for BertPrompt<'_> {
     }
 
     fn reorder(&mut self, order: &[usize]) -> Result<()> {
-        self.cache.reorder(order);
+        self.cache.reorder(order)?;
         let order: Vec<u32> = order.iter().map(|index| *index as u32).collect();
-        let order = Tensor::new(order, &Device::Cpu)?;
+        let count = order.len();
+        let order = transfers::upload(order, count, self.model.device())?;
         for pair in &mut self.cross {
             for tensor in pair {
                 *tensor = tensor.index_select(&order, 0)?;

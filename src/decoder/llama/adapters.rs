@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{Tensor, Var};
+use candle_core::{Device, Tensor, Var};
 use ctscribe_lora::{Adapted, Adapter, AdapterFile, BaseLinear, LoraConfig, PREFIX, read_adapter, write_adapter};
 use ctscribe_ops::Matrix;
 
@@ -82,7 +82,8 @@ impl Llama {
         for (layer, index) in self.positions() {
             let path = path(layer, index);
             if let Some(tensors) = modules.get(&path) {
-                self.layers[layer].projections[index].adapter = Some(Adapter::new(tensors, &path, &config)?);
+                let projection = &mut self.layers[layer].projections[index];
+                projection.adapter = Some(Adapter::new(&tensors.on(projection.base.device())?, &path, &config)?);
             }
         }
         Ok(config)
@@ -109,7 +110,7 @@ impl Llama {
 
     /// Writes the adapter as PEFT does; `base` names the model underneath.
     pub fn save_adapter(&self, folder: &Path, config: &LoraConfig, base: &str) -> Result<()> {
-        let modules = self.adapters().map(|(path, adapter)| (path, adapter.tensors())).collect();
+        let modules = self.adapters().map(|(path, adapter)| Ok((path, adapter.tensors().on(&Device::Cpu)?))).collect::<Result<_>>()?;
         Ok(write_adapter(folder, &AdapterFile { config: config.clone(), base: base.to_string(), modules })?)
     }
 

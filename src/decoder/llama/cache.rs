@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use ctscribe_lora::FixedFactor;
+use ctscribe_ops::transfers::host_values;
 use ctscribe_ops::{self as ops, Attention};
 use rayon::prelude::*;
 
@@ -11,15 +12,29 @@ use crate::Result;
 
 use super::layer::PROJECTIONS;
 
-#[derive(Debug, Clone)]
-struct LayerCache {
-    /// (sequence, head, position, channel), f32.
-    keys: Vec<f32>,
-    values: Vec<f32>,
+/// Keys and values (sequence, head, position, channel), where those that came first lie.
+#[derive(Debug)]
+enum LayerCache {
+    /// Nothing has come yet.
+    Empty,
+    /// On the processor, f32.
+    Host { keys: Vec<f32>, values: Vec<f32> },
+    /// On another device or of another type; written in place.
+    Tensors { keys: Tensor, values: Tensor },
+}
+
+impl LayerCache {
+    fn copied(&self) -> Result<Self> {
+        Ok(match self {
+            LayerCache::Empty => LayerCache::Empty,
+            LayerCache::Host { keys, values } => LayerCache::Host { keys: keys.clone(), values: values.clone() },
+            LayerCache::Tensors { keys, values } => LayerCache::Tensors { keys: keys.copy()?, values: values.copy()? },
+        })
+    }
 }
 
 /// The cache of all layers. Positions are those of the tokens: 0 is the first of the prompt.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct KvCache {
     layers: Vec<LayerCache>,
     sequences: usize,
@@ -36,10 +51,15 @@ pub(super) type Factors = Arc<Vec<[FixedFactor; PROJECTIONS.len()]>>;
 impl KvCache {
     /// Room for `sequences` sequences of `capacity` tokens, H' key-value heads of `width`.
     pub fn new(layers: usize, sequences: usize, heads: usize, capacity: usize, width: usize) -> Self {
-        let room = sequences * heads * capacity * width;
-        let layer = LayerCache { keys: vec![0.0; room], values: vec![0.0; room] };
         let factors = Arc::new(vec![std::array::from_fn(|_| FixedFactor::new()); layers]);
-        KvCache { layers: vec![layer; layers], sequences, heads, capacity, width, length: 0, factors }
+        let layers = (0..layers).map(|_| LayerCache::Empty).collect();
+        KvCache { layers, sequences, heads, capacity, width, length: 0, factors }
+    }
+
+    /// Another of the same contents.
+    pub fn copied(&self) -> Result<Self> {
+        let layers = self.layers.iter().map(LayerCache::copied).collect::<Result<_>>()?;
+        Ok(KvCache { layers, factors: self.factors.clone(), ..*self })
     }
 
     /// The same with what DoRA needs taken from texts that the same model has written.
@@ -73,26 +93,41 @@ impl KvCache {
     }
 
     /// Sequence i goes on from what was sequence `order[i]`.
-    pub fn reorder(&mut self, order: &[usize]) {
+    pub fn reorder(&mut self, order: &[usize]) -> Result<()> {
         if order.iter().copied().eq(0..self.sequences) {
-            return;
+            return Ok(());
         }
         let size = self.heads * self.capacity * self.width;
         let pick =
             |from: &[f32]| -> Vec<f32> { order.iter().flat_map(|&old| from[old * size..(old + 1) * size].iter().copied()).collect() };
+        let mut indices = None;
         for layer in &mut self.layers {
-            layer.keys = pick(&layer.keys);
-            layer.values = pick(&layer.values);
+            match layer {
+                LayerCache::Empty => {}
+                LayerCache::Host { keys, values } => (*keys, *values) = (pick(keys), pick(values)),
+                LayerCache::Tensors { keys, values } => {
+                    let order = || ops::transfers::upload(order.iter().map(|&old| old as u32).collect(), order.len(), keys.device());
+                    let indices = indices.get_or_insert(order()?);
+                    (*keys, *values) = (keys.index_select(indices, 0)?, values.index_select(indices, 0)?);
+                }
+            }
         }
         self.sequences = order.len();
+        Ok(())
     }
 
     /// Writes keys and values (B, H', L, D) of the next L positions and attends causally: q (B, H, L, D) -> (B, H, L, D). No gradient.
     pub fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<Tensor> {
         let new = q.dim(2)?;
         self.write(layer, k, v)?;
+        let causal = Attention { causal: new > 1, ..Attention::full(scale) };
         if self.length == 0 && new > 1 {
-            return Ok(ops::attention(q, k, v, &Attention { causal: true, ..Attention::full(scale) })?);
+            return Ok(ops::attention(q, k, v, &causal)?);
+        }
+        if let LayerCache::Tensors { keys, values } = &self.layers[layer] {
+            // the last query is at the last key: causal without a mask of its own
+            let read = |store: &Tensor| store.narrow(2, 0, self.length + new);
+            return Ok(ops::attention(q, &read(keys)?, &read(values)?, &causal)?);
         }
         let (heads, shared) = (q.dim(1)?, q.dim(1)? / self.heads);
         attend_rows(q, scale, |row| {
@@ -103,23 +138,52 @@ impl KvCache {
 
     /// The first `count` keys and values of a head of a sequence.
     fn seen(&self, layer: usize, head: usize, count: usize) -> [&[f32]; 2] {
-        let (layer, start) = (&self.layers[layer], head * self.capacity * self.width);
-        [&layer.keys, &layer.values].map(|store| &store[start..start + count * self.width])
+        let LayerCache::Host { keys, values } = &self.layers[layer] else { unreachable!("the callers have written to it") };
+        let start = head * self.capacity * self.width;
+        [keys, values].map(|store| &store[start..start + count * self.width])
+    }
+
+    /// The layer's store, made where its first keys lie.
+    fn store(&mut self, layer: usize, like: &Tensor) -> Result<&mut LayerCache> {
+        if matches!(self.layers[layer], LayerCache::Empty) {
+            let shape = (self.sequences, self.heads, self.capacity, self.width);
+            self.layers[layer] = if plain(like) {
+                let room = self.sequences * self.heads * self.capacity * self.width;
+                LayerCache::Host { keys: vec![0.0; room], values: vec![0.0; room] }
+            } else {
+                let zeros = || Tensor::zeros(shape, like.dtype(), like.device());
+                LayerCache::Tensors { keys: zeros()?, values: zeros()? }
+            };
+        }
+        Ok(&mut self.layers[layer])
     }
 
     fn write(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<()> {
         let new = k.dim(2)?;
         let (capacity, width, from) = (self.capacity, self.width, self.length);
-        let layer = &mut self.layers[layer];
-        for (store, tensor) in [(&mut layer.keys, k), (&mut layer.values, v)] {
-            let values: Vec<f32> = tensor.detach().flatten_all()?.to_vec1()?;
-            for (head, rows) in values.chunks_exact(new * width).enumerate() {
-                let start = (head * capacity + from) * width;
-                store[start..start + new * width].copy_from_slice(rows);
+        match self.store(layer, k)? {
+            LayerCache::Tensors { keys, values } => {
+                for (store, tensor) in [(keys, k), (values, v)] {
+                    store.slice_set(&tensor.detach().contiguous()?, 2, from)?;
+                }
             }
+            LayerCache::Host { keys, values } => {
+                for (store, tensor) in [(keys, k), (values, v)] {
+                    for (head, rows) in host_values::<f32>(&tensor.detach())?.chunks_exact(new * width).enumerate() {
+                        let start = (head * capacity + from) * width;
+                        store[start..start + new * width].copy_from_slice(rows);
+                    }
+                }
+            }
+            LayerCache::Empty => unreachable!("`store` has made it"),
         }
         Ok(())
     }
+}
+
+/// Whether a tensor is what the processor's own attention takes.
+fn plain(tensor: &Tensor) -> bool {
+    tensor.device().is_cpu() && tensor.dtype() == DType::F32
 }
 
 /// A text of its own and how many rows of a pass are its next tokens.
@@ -134,6 +198,9 @@ pub struct Run<'a> {
 /// As [`KvCache::attend`] for texts each with a cache of its own, whose rows stand one after the other.
 /// q: (1, H, R, D), k and v: (1, H', R, D) -> (1, H, R, D).
 pub(super) fn attend_runs(runs: &mut [Run], layer: usize, [q, k, v]: [&Tensor; 3], scale: f64) -> Result<Tensor> {
+    if !plain(q) {
+        return attend_apart(runs, layer, [q, k, v], scale);
+    }
     let mut start = 0;
     // text and position of each row
     let mut places = Vec::new();
@@ -150,10 +217,21 @@ pub(super) fn attend_runs(runs: &mut [Run], layer: usize, [q, k, v]: [&Tensor; 3
     })
 }
 
+/// As [`attend_runs`], a text after the other, each over its own keys.
+fn attend_apart(runs: &mut [Run], layer: usize, [q, k, v]: [&Tensor; 3], scale: f64) -> Result<Tensor> {
+    let (mut start, mut parts) = (0, Vec::new());
+    for run in runs {
+        let own = |all: &Tensor| all.narrow(2, start, run.rows)?.contiguous();
+        parts.push(run.cache.attend(layer, &own(q)?, &own(k)?, &own(v)?, scale)?);
+        start += run.rows;
+    }
+    Ok(Tensor::cat(&parts, 2)?)
+}
+
 /// Softmax attention of each query over the keys and values that `seen` gives for its row. q: (B, H, L, D) -> (B, H, L, D).
 fn attend_rows<'a>(q: &Tensor, scale: f64, seen: impl Fn(usize) -> [&'a [f32]; 2] + Sync) -> Result<Tensor> {
     let width = q.dim(3)?;
-    let queries: Vec<f32> = q.detach().flatten_all()?.to_vec1()?;
+    let queries: Vec<f32> = host_values(&q.detach())?;
     let mut out = vec![0f32; queries.len()];
     let work = |(row, (out, query)): (usize, (&mut [f32], &[f32]))| {
         let [keys, values] = seen(row);
@@ -161,4 +239,84 @@ fn attend_rows<'a>(q: &Tensor, scale: f64, seen: impl Fn(usize) -> [&'a [f32]; 2
     };
     out.par_chunks_exact_mut(width).zip(queries.par_chunks_exact(width)).enumerate().with_min_len(8).for_each(work);
     Ok(Tensor::from_vec(out, q.shape(), &Device::Cpu)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(shape: (usize, usize, usize, usize), seed: usize) -> Tensor {
+        let count = shape.0 * shape.1 * shape.2 * shape.3;
+        let values: Vec<f32> = (0..count).map(|i| ((i * 7919 + seed * 613) % 2003) as f32 / 1001.5 - 1.0).collect();
+        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    }
+
+    /// A cache of one layer in the form that other devices have.
+    fn away(sequences: usize) -> KvCache {
+        let zeros = || Tensor::zeros((sequences, 2, 12, 8), DType::F32, &Device::Cpu).unwrap();
+        KvCache { layers: vec![LayerCache::Tensors { keys: zeros(), values: zeros() }], ..KvCache::new(1, sequences, 2, 12, 8) }
+    }
+
+    fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
+        (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
+    }
+
+    /// A prompt, one token, three at once after one was forgotten, other sequences.
+    fn read(cache: &mut KvCache) -> Vec<Tensor> {
+        let mut outputs = Vec::new();
+        let mut sequences = 2;
+        for (step, new) in [5, 1, 3, 1].into_iter().enumerate() {
+            let qkv = [(4, step), (2, 10 + step), (2, 20 + step)].map(|(heads, seed)| noise((sequences, heads, new, 8), seed));
+            outputs.push(cache.attend(0, &qkv[0], &qkv[1], &qkv[2], 0.4).unwrap());
+            cache.advance(new);
+            match step {
+                1 => cache.truncate(5),
+                2 => {
+                    cache.reorder(&[1, 0, 1]).unwrap();
+                    sequences = 3;
+                }
+                _ => {}
+            }
+        }
+        outputs
+    }
+
+    #[test]
+    fn a_cache_of_tensors_attends_as_the_processors_does() {
+        let (host, device) = (read(&mut KvCache::new(1, 2, 2, 12, 8)), read(&mut away(2)));
+        for (step, (host, device)) in host.iter().zip(&device).enumerate() {
+            assert!(largest_difference(host, device) < 1e-6, "step {step}");
+        }
+    }
+
+    #[test]
+    fn texts_apart_attend_as_the_processors_do_together() {
+        let (prompts, rows) = ([5usize, 2], [1usize, 3]);
+        let begun = |mut cache: KvCache, text: usize| {
+            let qkv = [(4, 1), (2, 2), (2, 3)].map(|(heads, seed)| noise((1, heads, prompts[text], 8), 7 * text + seed));
+            cache.attend(0, &qkv[0], &qkv[1], &qkv[2], 0.4).unwrap();
+            cache.advance(prompts[text]);
+            cache
+        };
+        let [q, k, v] = [(4, 40), (2, 50), (2, 60)].map(|(heads, seed)| noise((1, heads, 4, 8), seed));
+        let mut host: Vec<KvCache> = (0..2).map(|text| begun(KvCache::new(1, 1, 2, 12, 8), text)).collect();
+        let mut device: Vec<KvCache> = (0..2).map(|text| begun(away(1), text)).collect();
+        fn runs(caches: &mut [KvCache], rows: [usize; 2]) -> Vec<Run<'_>> {
+            caches.iter_mut().zip(rows).map(|(cache, rows)| Run { cache, rows }).collect()
+        }
+        let together = attend_runs(&mut runs(&mut host, rows), 0, [&q, &k, &v], 0.4).unwrap();
+        let apart = attend_apart(&mut runs(&mut device, rows), 0, [&q, &k, &v], 0.4).unwrap();
+        assert!(largest_difference(&together, &apart) < 1e-6);
+    }
+
+    #[test]
+    fn a_copy_of_a_cache_of_tensors_is_written_alone() {
+        let mut cache = away(1);
+        let [k, v] = [1, 2].map(|seed| noise((1, 2, 1, 8), seed));
+        cache.write(0, &k, &v).unwrap();
+        let mut copy = cache.copied().unwrap();
+        copy.write(0, &v, &k).unwrap();
+        let LayerCache::Tensors { keys, .. } = &cache.layers[0] else { panic!("another form") };
+        assert_eq!(largest_difference(&keys.narrow(2, 0, 1).unwrap(), &k), 0.0);
+    }
 }

@@ -1,6 +1,6 @@
 //! One layer: attention and the gated feed-forward, each behind its norm.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use ctscribe_lora::{Adapted, FixedFactor};
 use ctscribe_ops::{self as ops, Attention, Matrix};
 use rand_chacha::ChaCha8Rng;
@@ -24,21 +24,23 @@ const DOWN: usize = 6;
 
 #[derive(Debug, Clone)]
 pub(super) struct Layer {
-    input_norm: Tensor,
-    post_norm: Tensor,
+    pub(super) input_norm: Tensor,
+    pub(super) post_norm: Tensor,
     pub(super) projections: Vec<Adapted<Projection>>,
 }
 
 impl Layer {
-    pub(super) fn new(config: &LlamaConfig, params: &Params) -> Result<Self> {
+    /// `dtype`: of what passes through it.
+    pub(super) fn new(config: &LlamaConfig, dtype: DType, params: &Params) -> Result<Self> {
         let dim = config.hidden_size;
         let projection = |(name, size): (&&str, (usize, usize))| -> Result<Adapted<Projection>> {
             let init = Init::Normal(1.0 / (size.1 as f64).sqrt());
             Ok(Adapted::plain(Projection::new(&params.at(name), "weight", size, init)?))
         };
+        let norm = |name: &str| params.at(name).with_dtype(dtype).get("weight", &[dim], Init::Ones);
         Ok(Layer {
-            input_norm: params.at("input_layernorm").get("weight", &[dim], Init::Ones)?,
-            post_norm: params.at("post_attention_layernorm").get("weight", &[dim], Init::Ones)?,
+            input_norm: norm("input_layernorm")?,
+            post_norm: norm("post_attention_layernorm")?,
             projections: PROJECTIONS.iter().zip(config.projection_sizes()).map(projection).collect::<Result<_>>()?,
         })
     }
@@ -110,7 +112,7 @@ impl Layer {
         let project = |which: usize, x: &Tensor| self.projections[which].forward_detached(x, &factors[which]);
         let normed = ops::rms_norm(x, &self.input_norm.detach(), config.rms_norm_eps)?;
         let [q, k, v] = match [Q, K, V].map(|which| self.matrix(which)) {
-            [Some(q), Some(k), Some(v)] => {
+            [Some(q), Some(k), Some(v)] if [q, k, v].iter().all(|matrix| matrix.in_place()) => {
                 let [q, k, v] = Matrix::forward_each([q, k, v], &normed)?;
                 let adapt = |which: usize, y: Tensor| self.projections[which].adapt_detached(y, &normed, &factors[which]);
                 [adapt(Q, q)?, adapt(K, k)?, adapt(V, v)?]

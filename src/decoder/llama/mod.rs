@@ -1,6 +1,8 @@
 //! LLaMA of our own: trainable through, inputs as embeddings, grouped heads, LoRA on any projection, preallocated cache.
 
 mod adapters;
+#[cfg(test)]
+mod away;
 mod cache;
 mod config;
 mod layer;

@@ -1,8 +1,8 @@
 //! The network.
 
-use candle_core::{D, Device, Module, Tensor};
+use candle_core::{D, DType, Device, Module, Tensor};
 use ctscribe_lora::BaseLinear;
-use ctscribe_ops as ops;
+use ctscribe_ops::{self as ops, transfers};
 use rand_chacha::ChaCha8Rng;
 
 use crate::decoder::labels::labelled;
@@ -21,10 +21,10 @@ type Attend<'a> = dyn FnMut(usize, [&Tensor; 3], f64) -> Result<Tensor> + 'a;
 #[derive(Debug)]
 pub struct Llama {
     config: LlamaConfig,
-    embedding: Projection,
+    pub(super) embedding: Projection,
     pub(super) layers: Vec<Layer>,
-    norm: Tensor,
-    head: Projection,
+    pub(super) norm: Tensor,
+    pub(super) head: Projection,
     cos: Tensor,
     sin: Tensor,
     recompute: bool,
@@ -37,9 +37,11 @@ impl Llama {
         let model = params.at("model");
         let words = (config.vocab_size, dim);
         let embedding = Projection::new(&model.at("embed_tokens"), "weight", words, Init::Normal(std))?;
-        let layers = (0..config.num_hidden_layers).map(|index| Layer::new(config, &model.at("layers").at(index)));
+        // norms are of the type of what passes through them
+        let dtype = embedding.activation_dtype();
+        let layers = (0..config.num_hidden_layers).map(|index| Layer::new(config, dtype, &model.at("layers").at(index)));
         let layers = layers.collect::<Result<_>>()?;
-        let norm = model.at("norm").get("weight", &[dim], Init::Ones)?;
+        let norm = model.at("norm").with_dtype(dtype).get("weight", &[dim], Init::Ones)?;
         let head = if config.tie_word_embeddings {
             params.unused("lm_head.weight");
             embedding.clone()
@@ -64,6 +66,11 @@ impl Llama {
         self.embedding.device()
     }
 
+    /// The type of what passes through the layers: f32 on the processor, bf16 on another device where the base is of 16 bits or fewer.
+    pub fn dtype(&self) -> DType {
+        self.embedding.activation_dtype()
+    }
+
     /// Whether each layer is run again in the backward pass instead of keeping what it computed; the gradients are the same bits.
     pub fn set_recompute(&mut self, recompute: bool) {
         self.recompute = recompute;
@@ -73,13 +80,14 @@ impl Llama {
     pub fn embedding_std(&self) -> Result<f64> {
         let values = self.embedding.weight()?;
         let mean = values.mean_all()?;
-        Ok(f64::from(values.broadcast_sub(&mean)?.sqr()?.mean_all()?.to_scalar::<f32>()?).sqrt())
+        Ok(f64::from(transfers::read_number(&values.broadcast_sub(&mean)?.sqr()?.mean_all()?)?).sqrt())
     }
 
-    /// ids: (B, L) u32 -> (B, L, D).
+    /// ids: (B, L) u32 in the host's memory -> (B, L, D) of [`Llama::dtype`] on the model's device.
     pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
         let (b, l) = ids.dims2()?;
-        Ok(self.embedding.rows(&ids.flatten_all()?)?.reshape((b, l, self.config.hidden_size))?)
+        let rows = self.embedding.rows(&ids.flatten_all()?)?.to_dtype(self.dtype())?;
+        Ok(rows.reshape((b, l, self.config.hidden_size))?)
     }
 
     /// embeddings: (B, L, D) at positions 0..L; key_mask: (B, L), 1 where a position may be attended to -> (B, L, D) after the last norm.
@@ -145,7 +153,8 @@ impl Llama {
             self.check_length(start + run.rows)?;
             places.extend(start as u32..(start + run.rows) as u32);
         }
-        let places = Tensor::new(places, &Device::Cpu)?;
+        let count = places.len();
+        let places = transfers::upload(places, count, self.device())?;
         let tables = [self.cos.index_select(&places, 0)?, self.sin.index_select(&places, 0)?];
         let factors = runs.first().map(|run| run.cache.factors()).unwrap_or_default();
         let hidden = self.forward_detached(&embeddings.unsqueeze(0)?, &tables, &factors, &mut |layer, qkv, scale| {
@@ -180,9 +189,7 @@ impl Llama {
     pub fn loss_sum(&self, hidden: &Tensor, targets: &[Vec<u32>], weights: &[Vec<f32>]) -> Result<Tensor> {
         let (_, _, dim) = hidden.dims3()?;
         let labelled = labelled(targets, weights)?;
-        let (device, count) = (hidden.device(), labelled.rows.len());
-        let rows = Tensor::from_vec(labelled.rows, count, device)?;
-        let (ids, values) = (Tensor::from_vec(labelled.ids, count, device)?, Tensor::from_vec(labelled.weights, count, device)?);
+        let [rows, ids, values] = labelled.upload(hidden.device())?;
         let hidden = hidden.contiguous()?.reshape(((), dim))?.index_select(&rows, 0)?;
         Ok(match &self.head {
             Projection::Frozen(head) => ops::linear_cross_entropy(&hidden, head, &ids, &values)?,

@@ -1,7 +1,8 @@
 //! A weight of LLaMA's.
 
-use candle_core::{Device, Module, Tensor};
+use candle_core::{DType, Device, Module, Tensor};
 use ctscribe_lora::BaseLinear;
+use ctscribe_ops::transfers::{host_values, to_device};
 use ctscribe_ops::{self as ops, Matrix};
 
 use crate::Result;
@@ -22,17 +23,25 @@ impl Projection {
         })
     }
 
-    /// Rows `ids` (L) -> (L, in), f32.
+    /// Rows `ids` (L), which are in the host's memory -> (L, in), f32, with one upload.
     pub fn rows(&self, ids: &Tensor) -> candle_core::Result<Tensor> {
         match self {
-            Projection::Frozen(matrix) => matrix.rows(&ids.to_vec1::<u32>()?),
-            Projection::Trained(tensor) => tensor.index_select(ids, 0),
+            Projection::Frozen(matrix) => matrix.rows(&host_values(ids)?),
+            Projection::Trained(tensor) => tensor.index_select(&to_device(ids, tensor.device())?, 0),
+        }
+    }
+
+    /// The type of what it multiplies.
+    pub fn activation_dtype(&self) -> DType {
+        match self {
+            Projection::Frozen(matrix) => matrix.activation_dtype(),
+            Projection::Trained(tensor) => tensor.dtype(),
         }
     }
 
     /// Whether its products are those of a frozen matrix on the CPU, whose results a block can keep.
     pub fn keeps_products(&self) -> bool {
-        matches!(self, Projection::Frozen(matrix) if matrix.device().is_cpu())
+        matches!(self, Projection::Frozen(matrix) if matrix.in_place())
     }
 
     fn device(&self) -> &Device {
@@ -68,6 +77,13 @@ impl BaseLinear for Projection {
         match self {
             Projection::Frozen(matrix) => matrix.to_tensor(),
             Projection::Trained(tensor) => Ok(tensor.detach()),
+        }
+    }
+
+    fn matrix(&self) -> Option<&Matrix> {
+        match self {
+            Projection::Frozen(matrix) => Some(matrix),
+            Projection::Trained(_) => None,
         }
     }
 }

@@ -46,7 +46,6 @@ impl NextToken for LlamaPrompt<'_> {
     }
 
     fn reorder(&mut self, order: &[usize]) -> Result<()> {
-        self.cache.reorder(order);
-        Ok(())
+        self.cache.reorder(order)
     }
 }

@@ -3,6 +3,7 @@
 use candle_core::{Device, Tensor};
 
 use crate::decoder::greedy::ReadRows;
+use crate::decoder::search::rows;
 use crate::{Error, Result};
 
 use super::cache::{Factors, KvCache, Run};
@@ -27,7 +28,7 @@ impl<'a> LlamaTexts<'a> {
         let (texts, read, _) = prefixes.dims3()?;
         let capacity = (read + new_tokens).min(model.config().max_position_embeddings);
         let factors = model.cache(0, 0).factors();
-        let caches = vec![None; texts];
+        let caches = (0..texts).map(|_| None).collect();
         Ok(LlamaTexts { model, prefixes: prefixes.detach(), capacity, caches, spare: Vec::new(), factors })
     }
 }
@@ -39,7 +40,7 @@ impl ReadRows for LlamaTexts<'_> {
         cache.truncate(0);
         let hidden = self.model.forward_cached(&self.prefixes.narrow(0, text, 1)?, &mut cache)?;
         self.caches[text] = Some(cache);
-        Ok(self.model.logits(&last_position(&hidden)?)?.squeeze(0)?.to_vec1()?)
+        rows(&self.model.logits(&last_position(&hidden)?)?).map(|mut rows| rows.swap_remove(0))
     }
 
     fn read(&mut self, runs: &[(usize, Vec<u32>)]) -> Result<Vec<Vec<f32>>> {
@@ -51,7 +52,7 @@ impl ReadRows for LlamaTexts<'_> {
         let mut own: Vec<Run> = caches.iter_mut().zip(runs).map(|(cache, (_, ids))| Run { cache, rows: ids.len() }).collect();
         let hidden = self.model.forward_runs(&embedded, &mut own)?;
         runs.iter().zip(caches).for_each(|((text, _), cache)| self.caches[*text] = Some(cache));
-        Ok(self.model.logits(&hidden)?.detach().to_vec2()?)
+        rows(&self.model.logits(&hidden)?)
     }
 
     fn room(&self, text: usize) -> usize {

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
+use ctscribe_ops::transfers::{self, host_values};
 use serde::{Deserialize, Serialize};
 
 use crate::weights::{Init, Params};
@@ -99,22 +100,24 @@ impl BertEncoder {
         &self.config
     }
 
-    /// ids: (B, L), mask: (B, L), 1 where a token is -> last hidden state (B, L, C). All tokens are of type 0.
+    /// ids: (B, L), mask: (B, L), 1 where a token is, both in the host's memory -> last hidden state (B, L, C). All tokens are of type 0.
     pub fn forward(&self, ids: &Tensor, mask: &Tensor) -> Result<Tensor> {
         self.states(ids, mask, self.layers.len())
     }
 
     /// As [`Self::forward`], after the first `layers` layers only.
     pub fn states(&self, ids: &Tensor, mask: &Tensor, layers: usize) -> Result<Tensor> {
-        let (b, l) = ids.dims2()?;
-        let positions = self.position_ids(ids)?;
-        let gather = |table: &Tensor, ids: &Tensor| -> Result<Tensor> {
-            Ok(table.index_select(&ids.flatten_all()?, 0)?.reshape((b, l, self.config.hidden_size))?)
+        let ((b, l), device) = (ids.dims2()?, self.words.device());
+        let ids = host_values(ids)?;
+        let places = transfers::upload([&ids[..], &self.position_ids(&ids, l)?].concat(), (2, b * l), device)?;
+        let mask = transfers::to_device(mask, device)?;
+        let gather = |table: &Tensor, row: usize| -> Result<Tensor> {
+            Ok(table.index_select(&places.get(row)?, 0)?.reshape((b, l, self.config.hidden_size))?)
         };
-        let sum = (gather(&self.words, ids)? + gather(&self.positions, &positions)?)?.broadcast_add(&self.types.get(0)?)?;
+        let sum = (gather(&self.words, 0)? + gather(&self.positions, 1)?)?.broadcast_add(&self.types.get(0)?)?;
         let mut x = apply_norm(&self.norm, &sum, self.config.layer_norm_eps)?;
         for layer in self.layers.iter().take(layers) {
-            x = layer.forward(&x, (false, Some(mask)), None, None)?;
+            x = layer.forward(&x, (false, Some(&mask)), None, None)?;
         }
         Ok(x)
     }
@@ -125,16 +128,15 @@ impl BertEncoder {
         Ok(Some(apply(pooler, &hidden.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?)?.tanh()?))
     }
 
-    /// BERT counts from 0; RoBERTa from one past the padding's id over the tokens that are none, which stay at it (peers.md d).
-    fn position_ids(&self, ids: &Tensor) -> Result<Tensor> {
-        let rows: Vec<Vec<u32>> = ids.to_vec2()?;
-        let (b, l) = ids.dims2()?;
+    /// Positions of ids (B L) in texts of L. BERT counts from 0; RoBERTa from one past the padding's id over the tokens that are none, which
+    /// stay at it (peers.md d).
+    fn position_ids(&self, ids: &[u32], l: usize) -> Result<Vec<u32>> {
         if l > self.config.max_position_embeddings {
             let limit = self.config.max_position_embeddings;
             return Err(Error::Invalid(format!("a text of {l} tokens exceeds the encoder's {limit} (max_position_embeddings)")));
         }
         let pad = self.config.pad_token_id;
-        let row = |row: &Vec<u32>| -> Vec<u32> {
+        let row = |row: &[u32]| -> Vec<u32> {
             if self.config.model_type != "roberta" {
                 return (0..row.len() as u32).collect();
             }
@@ -150,6 +152,6 @@ impl BertEncoder {
                 })
                 .collect()
         };
-        Ok(Tensor::from_vec(rows.iter().flat_map(row).collect::<Vec<u32>>(), (b, l), &Device::Cpu)?)
+        Ok(ids.chunks(l.max(1)).flat_map(row).collect())
     }
 }
