@@ -83,11 +83,11 @@ vectorised! {
 fn correlate(x: &[f32], size: Size, taps: &[f32], bias: &[f32], front: usize) -> Vec<f32> {
     let (depth, h, w, c) = size;
     let plane = h * w * c;
-    let y = made_in_pieces(x.len(), plane.max(1), |i, y| {
+
+    made_in_pieces(x.len(), plane.max(1), |i, y| {
         y.chunks_exact_mut(c).for_each(|y| y.copy_from_slice(bias));
         add_plane(&x[i / depth * depth * plane..], i % depth, size, taps, front, y);
-    });
-    y
+    })
 }
 
 /// (rows, columns) as (columns, rows).

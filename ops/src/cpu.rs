@@ -93,7 +93,7 @@ pub fn made_in_pieces(count: usize, piece: usize, work: impl Fn(usize, &mut [f32
 /// As [`made_in_pieces`], two results with a count and a piece length each.
 pub fn made_in_pieces2(a: (usize, usize), b: (usize, usize), work: impl Fn(usize, &mut [f32], &mut [f32]) + Sync) -> (Vec<f32>, Vec<f32>) {
     assert_eq!(a.0.div_ceil(a.1), b.0.div_ceil(b.1), "both have as many pieces");
-    let fill = |(i, (a, b)): (usize, (&mut [MaybeUninit<f32>], &mut [MaybeUninit<f32>]))| work(i, cleared(a), cleared(b));
+    let fill = |(i, (a, b)): (usize, (&mut [_], &mut [_]))| work(i, cleared(a), cleared(b));
     let mut second = Vec::new();
     // SAFETY: the pieces are all there is of both.
     let first = unsafe {

@@ -158,7 +158,8 @@ impl Labels {
     fn gradient(&self, logits: &[f32], upstream: f32) -> Vec<f32> {
         let v = self.vocabulary;
         let rows = rows_a_piece(v);
-        let gradient = made_in_pieces(logits.len(), rows * v, |i, piece| {
+
+        made_in_pieces(logits.len(), rows * v, |i, piece| {
             for (row, out) in (i * rows..).zip(piece.chunks_exact_mut(v)) {
                 let scale = self.weights[row] * upstream;
                 if self.weights[row] != 0.0 {
@@ -166,8 +167,7 @@ impl Labels {
                     out[self.targets[row] as usize] -= scale;
                 }
             }
-        });
-        gradient
+        })
     }
 }
 

@@ -27,12 +27,11 @@ struct Dropout {
 
 impl Dropout {
     fn apply(&self, x: &[f32]) -> Vec<f32> {
-        let y = made_in_pieces(x.len(), PIECE, |i, y| {
+        made_in_pieces(x.len(), PIECE, |i, y| {
             for ((y, &x), &keep) in y.iter_mut().zip(&x[i * PIECE..]).zip(&self.keep[i * PIECE..]) {
                 *y = if keep { x * self.scale } else { 0.0 };
             }
-        });
-        y
+        })
     }
 }
 

@@ -30,15 +30,15 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
 /// [`rms_norm`] of rows as long as `weight`.
 pub(crate) fn rms_rows(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     let (norm, piece) = (Norm { centred: false, eps }, rows_a_piece(weight.len()) * weight.len());
-    let y = made_in_pieces(x.len(), piece, |i, y| norm_rows(norm, &x[i * piece..], weight, &[], y));
-    y
+
+    made_in_pieces(x.len(), piece, |i, y| norm_rows(norm, &x[i * piece..], weight, &[], y))
 }
 
 /// The gradient of [`rms_rows`] to its input.
 pub(crate) fn rms_gradient(x: &[f32], weight: &[f32], grad: &[f32], eps: f32) -> Vec<f32> {
     let (norm, piece) = (Norm { centred: false, eps }, rows_a_piece(weight.len()) * weight.len());
-    let dx = made_in_pieces(x.len(), piece, |i, dx| norm_gradients(norm, &x[i * piece..], weight, &grad[i * piece..], dx, &mut []));
-    dx
+
+    made_in_pieces(x.len(), piece, |i, dx| norm_gradients(norm, &x[i * piece..], weight, &grad[i * piece..], dx, &mut []))
 }
 
 /// x / max(|x|, eps) over the last axis, as `torch.nn.functional.normalize`. x: (..., C) -> (..., C).

@@ -6,6 +6,7 @@ use clap::ValueEnum;
 
 use crate::Result;
 use crate::data::{HubFetch, HubPlan, Part, Preparation};
+use crate::ranks::Alone;
 use crate::weights::hub::Hub;
 
 use super::prepare::{HowArgs, carry_out};
@@ -59,9 +60,10 @@ impl Args {
         let plan = HubPlan { parts, limit: self.limit, revision: &self.revision, config: &config.data, seed: config.seed };
         let root = self.how.out.as_path();
         let mut dataset = plan.dataset(&hub, root)?;
-        self.how.attach_texts(&config, &mut dataset)?;
+        self.how.attach_texts(&config, &mut dataset)?.iter().for_each(|line| eprintln!("{line}"));
         let supply = HubFetch::new(&hub, &self.revision, (root, &config.volume), self.disk_budget.0)?;
-        let preparation = Preparation { dataset: &dataset, config: &config.volume, root, supply: &supply, workers: self.how.workers()? };
+        let workers = self.how.workers()?;
+        let preparation = Preparation { dataset: &dataset, config: &config.volume, root, supply: &supply, workers, ranks: &Alone };
         carry_out(&preparation, "fetch and prepare")
     }
 }

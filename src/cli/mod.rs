@@ -98,12 +98,16 @@ impl Cli {
 impl Command {
     /// Whether ranks share this work; what they do not share, each would do whole, into the same files.
     fn is_shared(&self) -> bool {
-        matches!(self, Command::Train(_) | Command::Observe(_) | Command::Generate(_) | Command::Evaluate(_))
+        use Command::{Evaluate, Generate, Observe, Prepare, Train};
+        matches!(self, Prepare(_) | Train(_) | Observe(_) | Generate(_) | Evaluate(_))
     }
 
     fn run(self, ranks: &dyn Communicator) -> Result<()> {
         if ranks.size() > 1 && !self.is_shared() {
-            let what = "only train, observe, generate and evaluate share their work among processes: start one process";
+            let what = match self {
+                Command::Fetch(_) => "fetch keeps to one disk budget and brings several volumes at once (--workers): start one process",
+                _ => "only prepare, train, observe, generate and evaluate share their work among processes: start one process",
+            };
             return Err(Error::Invalid(what.to_string()));
         }
         match self {
@@ -111,7 +115,7 @@ impl Command {
             Command::Generate(args) => args.run(ranks),
             Command::Inspect(args) => args.run(),
             Command::Fetch(args) => args.run(),
-            Command::Prepare(args) => args.run(),
+            Command::Prepare(args) => args.run(ranks),
             Command::Train(args) => args.run(ranks),
             Command::Observe(args) => args.run(ranks),
             Command::Evaluate(args) => args.run(ranks),

@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use crate::config::Config;
 use crate::data::{Dataset, LocalFiles, Preparation, PreparationReport, default_workers};
 use crate::data::{read_ct_rate, read_ctrg, read_listing, read_structure_texts};
+use crate::ranks::Communicator;
 use crate::text::Structures;
 use crate::train::Progress;
 use crate::{Error, Result};
@@ -55,7 +56,7 @@ pub struct HowArgs {
     /// Each structure's sentences ready-made, in place of the rules: a CSV with the columns Volumename, Anatomy, Sentence (RadGenome-ChestCT).
     #[arg(long, value_name = "CSV")]
     structure_text: Option<PathBuf>,
-    /// Volumes at once; each takes a whole scan's memory. Default: the cores, at most 4.
+    /// Volumes at once (in each process, where several share the work); each takes a whole scan's memory. Default: the cores, at most 4.
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
 }
@@ -87,33 +88,38 @@ impl HowArgs {
         }
     }
 
-    /// Gives the studies their ready-made texts, where a table was named.
-    pub fn attach_texts(&self, config: &Config, dataset: &mut Dataset) -> Result<()> {
-        let Some(path) = &self.structure_text else { return Ok(()) };
+    /// Gives the studies their ready-made texts, where a table was named; what is to be said of it, line by line.
+    pub fn attach_texts(&self, config: &Config, dataset: &mut Dataset) -> Result<Vec<String>> {
+        let Some(path) = &self.structure_text else { return Ok(Vec::new()) };
         let names: Vec<String> = Structures::load(&config.text.structures)?.names().into_iter().map(String::from).collect();
         let texts = read_structure_texts(path, &names)?;
         let without = texts.attach(dataset);
         let unknown: Vec<String> = texts.unknown.iter().map(|(name, count)| format!("{name:?} ({count} sentences)")).collect();
-        eprintln!("{}: {} studies have texts, {without} are left to the rules", path.display(), dataset.studies.len() - without);
+        let mut said =
+            vec![format!("{}: {} studies have texts, {without} are left to the rules", path.display(), dataset.studies.len() - without)];
         if !unknown.is_empty() {
-            eprintln!("{}: left aside, no structure in use: {}", path.display(), unknown.join(", "));
+            said.push(format!("{}: left aside, no structure in use: {}", path.display(), unknown.join(", ")));
         }
         dataset.unreadable.extend(texts.unreadable);
-        Ok(())
+        Ok(said)
     }
 }
 
 impl Args {
-    pub(super) fn run(self) -> Result<()> {
+    pub(super) fn run(self, ranks: &dyn Communicator) -> Result<()> {
         let config = self.how.config()?;
         let mut dataset = match self.source {
             SourceArg::CtRate => read_ct_rate(&self.dataset, &config.data, config.seed)?,
             SourceArg::Ctrg => read_ctrg(&self.dataset, &config.data)?,
             SourceArg::Csv => read_listing(&self.dataset, &config.data, config.seed)?,
         };
-        self.how.attach_texts(&config, &mut dataset)?;
+        let said = self.how.attach_texts(&config, &mut dataset)?;
         let (root, workers) = (self.how.out.as_path(), self.how.workers()?);
-        let preparation = Preparation { dataset: &dataset, config: &config.volume, root, supply: &LocalFiles, workers };
+        let preparation = Preparation { dataset: &dataset, config: &config.volume, root, supply: &LocalFiles, workers, ranks };
+        if !ranks.leads() {
+            return preparation.run(&|_| {}).map(|_| ());
+        }
+        said.iter().for_each(|line| eprintln!("{line}"));
         carry_out(&preparation, "prepare")
     }
 }
@@ -121,7 +127,7 @@ impl Args {
 /// Warnings told one by one; the others are in prepare.csv.
 const TOLD: usize = 20;
 
-/// Prepares, and tells what became of each volume.
+/// Prepares, and tells what became of each volume: the leader's part, where several share the work.
 pub fn carry_out(preparation: &Preparation, label: &str) -> Result<()> {
     let dataset = preparation.dataset;
     let progress = Progress::new(label, dataset.studies.len() as u64);

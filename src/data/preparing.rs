@@ -2,14 +2,16 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::DType;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::error::chain;
+use crate::ranks::{self, Alone, Communicator};
 use crate::volume::{self, HuVerdict, PreparationConfig, Prepared, apply_policy, looks_like_chest, orient, read_grey};
 use crate::weights;
 use crate::{Error, Result};
@@ -86,8 +88,10 @@ pub struct Preparation<'a> {
     pub root: &'a Path,
     /// Where scans come from.
     pub supply: &'a dyn Supply,
-    /// Volumes at once: each needs a whole scan in memory.
+    /// Volumes at once in each rank: each needs a whole scan in memory.
     pub workers: usize,
+    /// Who shares the work: every size-th volume is this rank's.
+    pub ranks: &'a dyn Communicator,
 }
 
 /// As many as there are cores, at most four: a scan of 512 x 512 x 600 voxels takes some 700 MB while it is prepared.
@@ -98,70 +102,92 @@ pub fn default_workers() -> usize {
 /// Prepares the volumes of `dataset`, which are on disk, into `root`, several at once. A volume that fails is listed and passed over; one that is
 /// there already is kept.
 pub fn prepare(dataset: &Dataset, config: &PreparationConfig, root: &Path, done: impl Fn(usize) + Sync) -> Result<PreparationReport> {
-    Preparation { dataset, config, root, supply: &LocalFiles, workers: default_workers() }.run(&done)
+    Preparation { dataset, config, root, supply: &LocalFiles, workers: default_workers(), ranks: &Alone }.run(&done)
 }
 
 /// What became of one volume.
+#[derive(Serialize, Deserialize)]
 enum Outcome {
     Kept(Verdict),
     Prepared(Verdict),
     NotBrought(String),
+    Failed(String),
 }
 
 impl Preparation<'_> {
-    /// Prepares what is not there yet. `done` hears how many volumes are dealt with.
+    /// Prepares what is not there yet; every rank gets the whole report. `done` hears how many volumes are dealt with, of all ranks as far as
+    /// this one can tell.
     pub fn run(&self, done: &(dyn Fn(usize) + Sync)) -> Result<PreparationReport> {
-        let volumes = self.root.join("volumes");
-        fs::create_dir_all(&volumes).map_err(|e| Error::io(&volumes, e))?;
-        agree(&self.root.join(PREPARATION), self.config)?;
+        self.ranks.agree("the dataset's studies (SHA-256)", &self.studies_sha256())?;
+        self.ranks.leader_first(|| self.open_root())?;
+        let mut outcomes = self.ranks.gather_values(&self.outcomes(done))?;
+        outcomes.sort_unstable_by_key(|(index, _)| *index);
         let mut report = PreparationReport::default();
         let (mut manifest, mut rows) = (String::new(), Vec::new());
-        for (study, outcome) in self.dataset.studies.iter().zip(self.outcomes(done)) {
-            if matches!(outcome, Ok(Outcome::Kept(_) | Outcome::Prepared(_))) {
+        for (study, (_, outcome)) in self.dataset.studies.iter().zip(outcomes) {
+            if matches!(outcome, Outcome::Kept(_) | Outcome::Prepared(_)) {
                 manifest += &(serde_json::to_string(&CachedStudy::of(study)).map_err(|e| Error::file(self.root, e.to_string()))? + "\n");
             }
             rows.push(report.note(study, outcome));
         }
+        self.ranks.leader_only(|| self.write_lists(rows, &manifest))?;
+        Ok(report)
+    }
+
+    /// Of all studies' names and reports, in their order.
+    fn studies_sha256(&self) -> String {
+        let mut hasher = Sha256::new();
+        for study in &self.dataset.studies {
+            [&study.name, &study.report].into_iter().for_each(|text| hasher.update([text.as_bytes(), &[0]].concat()));
+        }
+        format!("{:x}", hasher.finalize())
+    }
+
+    /// Makes the cache's folder, or finds in it what was prepared in the same way.
+    fn open_root(&self) -> Result<()> {
+        let volumes = self.root.join("volumes");
+        fs::create_dir_all(&volumes).map_err(|e| Error::io(&volumes, e))?;
+        agree(&self.root.join(PREPARATION), self.config)
+    }
+
+    /// What is told of all volumes: `prepare.csv`, the published splits, and last the studies, with which a cache can be opened.
+    fn write_lists(&self, mut rows: Vec<[String; 5]>, manifest: &str) -> Result<()> {
         for (outcome, listed) in [("left out", &self.dataset.left_out), ("unreadable row", &self.dataset.unreadable)] {
             rows.extend(listed.iter().map(|(name, why)| [name, outcome, "", why, ""].map(String::from)));
         }
         write_rows(&self.root.join("prepare.csv"), &rows)?;
         let splits = serde_json::to_string(&self.dataset.named).map_err(|e| Error::file(self.root, e.to_string()))?;
         weights::write_aside(&self.root.join(SPLITS), splits.as_bytes())?;
-        weights::write_aside(&self.root.join(STUDIES), manifest.as_bytes())?;
-        Ok(report)
+        weights::write_aside(&self.root.join(STUDIES), manifest.as_bytes())
     }
 
-    /// Each study's outcome, in their order. Plain threads: a worker that waits must not take up another scan meanwhile, as rayon's would.
-    fn outcomes(&self, done: &(dyn Fn(usize) + Sync)) -> Vec<Result<Outcome>> {
-        let studies = &self.dataset.studies;
-        let (next, finished) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let outcomes: Mutex<Vec<Option<Result<Outcome>>>> = Mutex::new(studies.iter().map(|_| None).collect());
+    /// The outcome of each of this rank's studies and its place among all. Plain threads: a worker that waits must not take up another scan
+    /// meanwhile, as rayon's would.
+    fn outcomes(&self, done: &(dyn Fn(usize) + Sync)) -> Vec<(usize, Outcome)> {
+        let (studies, size) = (&self.dataset.studies, self.ranks.size());
+        let (next, finished) = (AtomicUsize::new(self.ranks.rank()), AtomicUsize::new(0));
+        let outcomes = Mutex::new(Vec::new());
         std::thread::scope(|scope| {
             for _ in 0..self.workers.clamp(1, studies.len().max(1)) {
                 scope.spawn(|| {
                     loop {
-                        let index = next.fetch_add(1, Ordering::Relaxed);
+                        let index = next.fetch_add(size, Ordering::Relaxed);
                         let Some(study) = studies.get(index) else { break };
                         let outcome = self.guarded(study);
-                        outcomes.lock().expect("no worker panics while it holds the list")[index] = Some(outcome);
-                        done(finished.fetch_add(1, Ordering::Relaxed) + 1);
+                        outcomes.lock().expect("no worker panics while it holds the list").push((index, outcome));
+                        done(((finished.fetch_add(1, Ordering::Relaxed) + 1) * size).min(studies.len()));
                     }
                 });
             }
         });
-        let outcomes = outcomes.into_inner().expect("no worker panics while it holds the list");
-        outcomes.into_iter().map(|outcome| outcome.expect("every study was dealt with")).collect()
+        outcomes.into_inner().expect("no worker panics while it holds the list")
     }
 
     /// A reader's panic is that volume's failure, not the run's.
-    fn guarded(&self, study: &Study) -> Result<Outcome> {
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.one(study)));
-        outcome.unwrap_or_else(|panic| {
-            let said = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-            let what = format!("reading it panicked: {}", said.unwrap_or("no message"));
-            Err(Error::Study { study: study.name.clone(), what })
-        })
+    fn guarded(&self, study: &Study) -> Outcome {
+        let outcome = ranks::catch(|| self.one(study))
+            .unwrap_or_else(|said| Err(Error::Study { study: study.name.clone(), what: format!("reading it panicked: {said}") }));
+        outcome.unwrap_or_else(|error| Outcome::Failed(chain(&error)))
     }
 
     fn one(&self, study: &Study) -> Result<Outcome> {
@@ -198,24 +224,23 @@ impl Preparation<'_> {
 
 impl PreparationReport {
     /// Counts an outcome and returns its row of `prepare.csv`.
-    fn note(&mut self, study: &Study, outcome: Result<Outcome>) -> [String; 5] {
+    fn note(&mut self, study: &Study, outcome: Outcome) -> [String; 5] {
         let name = study.name.clone();
         let (word, verdict) = match outcome {
-            Ok(Outcome::Kept(verdict)) => {
+            Outcome::Kept(verdict) => {
                 self.kept += 1;
                 ("kept", verdict)
             }
-            Ok(Outcome::Prepared(verdict)) => {
+            Outcome::Prepared(verdict) => {
                 self.prepared += 1;
                 self.warned.extend(verdict.notices.iter().map(|notice| (name.clone(), notice.clone())));
                 ("prepared", verdict)
             }
-            Ok(Outcome::NotBrought(why)) => {
+            Outcome::NotBrought(why) => {
                 self.not_brought.push((name.clone(), why.clone()));
                 return [name, "not brought".to_string(), String::new(), why, String::new()];
             }
-            Err(error) => {
-                let why = chain(&error);
+            Outcome::Failed(why) => {
                 self.failed.push((name.clone(), why.clone()));
                 return [name, "failed".to_string(), String::new(), why, study.notices.join("; ")];
             }

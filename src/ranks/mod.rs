@@ -6,6 +6,7 @@ mod alone;
 mod launch;
 #[cfg(feature = "nccl")]
 mod nccl;
+mod panics;
 mod sharing;
 #[cfg(feature = "mpi")]
 mod world;
@@ -16,6 +17,7 @@ pub use alone::Alone;
 pub use launch::Launch;
 #[cfg(feature = "nccl")]
 pub use nccl::Nccl;
+pub use panics::catch;
 #[cfg(feature = "mpi")]
 pub use world::Mpi;
 

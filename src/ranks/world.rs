@@ -12,7 +12,7 @@ use mpi::traits::{Communicator as _, CommunicatorCollectives};
 use signal_hook::consts::SIGTERM;
 use signal_hook::iterator::Signals;
 
-use super::{Communicator, Launch};
+use super::{Communicator, Launch, panics};
 use crate::{Error, Result};
 
 /// The ranks of `mpirun` or `srun`. Ends with MPI when it is dropped.
@@ -47,7 +47,7 @@ impl Mpi {
             )));
         }
         end_when_told(rank, size)?;
-        end_others_on_panic();
+        panics::end_others();
         Ok(Mpi { rank, size, _universe: universe })
     }
 
@@ -60,6 +60,15 @@ impl Mpi {
             request = waiting;
         }
         world
+    }
+}
+
+impl Drop for Mpi {
+    /// A panic that the hook let pass, since others are caught: ending with MPI would wait for ranks that wait for this one.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
     }
 }
 
@@ -76,21 +85,12 @@ fn end_when_told(rank: usize, size: usize) -> Result<()> {
         if signals.forever().next().is_some() {
             eprintln!(
                 "error: rank {rank} of {size} was told to end (SIGTERM): another rank died, or the job was stopped; \
-                 training goes on after its newest checkpoint with --resume"
+                 the same command goes on from what is written (training: with --resume, after its newest checkpoint)"
             );
             signal_hook::low_level::exit(128 + SIGTERM);
         }
     });
     Ok(())
-}
-
-/// A panic in one rank must not leave the others waiting in MPI.
-fn end_others_on_panic() {
-    let tell = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        tell(panic);
-        std::process::abort();
-    }));
 }
 
 impl Communicator for Mpi {

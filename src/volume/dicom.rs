@@ -1,7 +1,6 @@
 //! DICOM series: a folder of slices, sorted by position, rescaled.
 
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use dicom_object::{DefaultDicomObject, OpenFileOptions, Tag};
@@ -9,7 +8,7 @@ use dicom_pixeldata::{DecodedPixelData, PixelDecoder, PixelRepresentation};
 use rayon::prelude::*;
 
 use crate::error::chain;
-use crate::{Error, Result};
+use crate::{Error, Result, ranks};
 
 use super::Volume;
 
@@ -178,7 +177,7 @@ impl Slice {
         let wrong = |what: String| Error::field(&self.path, "PixelData", what);
         let object = dicom_object::open_file(&self.path).map_err(|e| not_whole(&self.path, &e))?;
         // dicom-rs 0.10 panics on some damaged RLE and JPEG data: one bad scan must not end the run
-        let decoded = catch_unwind(AssertUnwindSafe(|| object.decode_pixel_data()));
+        let decoded = ranks::catch(|| object.decode_pixel_data());
         let decoded = decoded.map_err(|_| wrong("cannot be decoded: damaged".to_string()))?;
         let decoded = decoded.map_err(|e| wrong(format!("cannot be decoded: {}", chain(&e))))?;
         let bits = [decoded.bits_allocated(), decoded.bits_stored(), decoded.high_bit()];

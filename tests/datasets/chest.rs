@@ -5,6 +5,7 @@ use std::path::Path;
 
 use ctscribe::config::Config;
 use ctscribe::data::{Cache, Dataset, LocalFiles, Preparation, PreparationReport};
+use ctscribe::ranks::Alone;
 use ctscribe::volume::{Volume, write_nifti};
 
 /// Slices, rows, columns.
@@ -35,7 +36,7 @@ pub fn config(set: &[&str]) -> Config {
 
 /// Prepares with so many workers.
 pub fn prepared(dataset: &Dataset, config: &Config, root: &Path, workers: usize) -> (PreparationReport, Cache) {
-    let preparation = Preparation { dataset, config: &config.volume, root, supply: &LocalFiles, workers };
+    let preparation = Preparation { dataset, config: &config.volume, root, supply: &LocalFiles, workers, ranks: &Alone };
     let report = preparation.run(&|_| {}).unwrap();
     (report, Cache::open(root).unwrap())
 }

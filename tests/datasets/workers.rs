@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use ctscribe::Result;
 use ctscribe::config::Config;
 use ctscribe::data::{Dataset, OnDisk, Preparation, Study, Supply, read_listing};
+use ctscribe::ranks::Alone;
 
 use crate::chest::{SPACING, chest, config, prepared, write};
 
@@ -41,7 +42,7 @@ fn no_more_scans_are_out_at_once_than_there_are_workers_and_all_come_back() {
     let dataset = dataset(folder.path(), &config);
     let supply = Counted::default();
     let root = folder.path().join("cache");
-    let preparation = Preparation { dataset: &dataset, config: &config.volume, root: &root, supply: &supply, workers: 3 };
+    let preparation = Preparation { dataset: &dataset, config: &config.volume, root: &root, supply: &supply, workers: 3, ranks: &Alone };
     assert_eq!(preparation.run(&|_| {}).unwrap().prepared, 12);
     let most = supply.most.load(Ordering::SeqCst);
     assert!((1..=3).contains(&most) && supply.out.load(Ordering::SeqCst) == 0, "{most}");
@@ -80,7 +81,7 @@ fn a_panic_while_one_volume_is_read_is_that_volume_s_failure() {
     let config = config(&[]);
     let dataset = dataset(folder.path(), &config);
     let root = folder.path().join("cache");
-    let preparation = Preparation { dataset: &dataset, config: &config.volume, root: &root, supply: &Panicking, workers: 2 };
+    let preparation = Preparation { dataset: &dataset, config: &config.volume, root: &root, supply: &Panicking, workers: 2, ranks: &Alone };
     let report = preparation.run(&|_| {}).unwrap();
     assert_eq!((report.prepared, report.failed.len()), (11, 1));
     assert!(report.failed[0].1.contains("study s05: reading it panicked: a decoder's bug"), "{:?}", report.failed);

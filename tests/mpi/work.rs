@@ -143,7 +143,9 @@ fn what_ranks_do_not_share_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("demo");
     let (code, _, err) = run(2, &["demo", "--quick", "--out", text(&out)]);
-    assert!(code != 0 && err.contains("only train, observe, generate and evaluate share their work"), "{err}");
+    assert!(code != 0 && err.contains("only prepare, train, observe, generate and evaluate share their work"), "{err}");
+    let (code, _, err) = run(2, &["fetch", "--config", "phantom", "--out", text(&out)]);
+    assert!(code != 0 && err.contains("fetch keeps to one disk budget and brings several volumes at once (--workers)"), "{err}");
     assert!(!out.exists());
 }
 

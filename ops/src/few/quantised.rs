@@ -98,8 +98,8 @@ pub fn rows(x: &Activations, right: Right, first: usize, out: &mut [f32]) {
                 match (x.m - start).min(ROWS) {
                     $($size => {
                         let mut own = [x.row(start); $size];
-                        for m in 1..$size {
-                            own[m] = x.row(start + m);
+                        for (m, own) in own.iter_mut().enumerate() {
+                            *own = x.row(start + m);
                         }
                         // SAFETY: `available` is true where there are activations, which are for this format and length.
                         unsafe { x86::rows::<$size>(own, right, first, out, (x.m, start)) }
