@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-/// How long an idle worker looks for work before it lies down between looks.
+/// How long an idle worker looks for work without a pause; after that, other programs' threads go first.
+const HASTE: Duration = Duration::from_micros(50);
+/// How long it looks for work before it lies down between looks.
 const PATIENCE: Duration = Duration::from_millis(2);
 /// How long it then sleeps at a time.
 const NAP: Duration = Duration::from_micros(100);
@@ -59,9 +61,10 @@ fn look_for_work(done: &AtomicBool) {
             idle = None;
             continue;
         }
-        std::hint::spin_loop();
-        if idle.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
-            std::thread::sleep(NAP);
+        match idle.get_or_insert_with(Instant::now).elapsed() {
+            short if short < HASTE => std::hint::spin_loop(),
+            longer if longer < PATIENCE => std::thread::yield_now(),
+            _ => std::thread::sleep(NAP),
         }
     }
 }

@@ -113,6 +113,8 @@ impl Part {
         let regular = || self.endings.iter().filter_map(|(old, new)| Some(format!("{}{new}", word.strip_suffix(old)?))).collect();
         let mut forms: Vec<String> = self.exceptions.get(word).cloned().unwrap_or_else(regular);
         forms.push(word.to_string());
+        // "s" is nothing but an ending; the licence above the index has lines whose first word is empty
+        forms.retain(|form| !form.is_empty());
         forms.sort_unstable();
         forms.dedup();
         forms

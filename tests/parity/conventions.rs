@@ -94,6 +94,14 @@ fn meteor_is_nltks_with_synonyms_and_without() {
 }
 
 #[test]
+fn a_word_that_is_nothing_but_an_ending_has_no_empty_base_form() {
+    let wordnet = WordNet::open(&own("wordnet")).unwrap();
+    for ending in ["s", "es", "ed", "ing", "er", "est"] {
+        assert!(wordnet.synonyms(ending).is_ok(), "{ending}");
+    }
+}
+
+#[test]
 fn a_folder_that_holds_no_dictionary_is_named() {
     let empty = tempfile::tempdir().unwrap();
     let message = WordNet::find(Some(empty.path())).unwrap_err().to_string();
