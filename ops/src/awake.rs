@@ -12,8 +12,8 @@ const HASTE: Duration = Duration::from_micros(50);
 const PATIENCE: Duration = Duration::from_millis(2);
 /// How long it then sleeps at a time.
 const NAP: Duration = Duration::from_micros(100);
-/// candle walks a graph recursively: a deep model needs more than a thread's usual 2 MiB.
-const STACK: usize = 256 << 20;
+/// Bytes of stack of a thread that computes gradients: candle walks a graph recursively, a deep model needs more than the usual 2 MiB.
+pub const GRADIENT_STACK: usize = 256 << 20;
 
 static AWAKE: AtomicBool = AtomicBool::new(false);
 
@@ -29,7 +29,7 @@ pub fn awake<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     }
     let done = AtomicBool::new(false);
     let rest = Rest(&done);
-    let new = || ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK).build().ok();
+    let new = || ThreadPoolBuilder::new().num_threads(threads).stack_size(GRADIENT_STACK).build().ok();
     let Some(pool) = POOL.get_or_init(new).as_ref().filter(|pool| pool.current_num_threads() == threads) else { return work() };
     pool.scope(|scope| {
         // dropped at the end of `work`, before the scope waits for the others

@@ -75,13 +75,7 @@ impl FeedForward {
     /// What gate and up give, rounded as it is kept, and the kept of it.
     fn inner(&self, x: &[f32]) -> Result<([Vec<f32>; 2], [kept::Values; 2])> {
         let normed = rms_rows(x, &Values::of(&self.norm)?, self.eps);
-        let [mut gate, mut up] = if self.gate.precision() == self.up.precision() {
-            let mut both = Matrix::multiply_each(&[&self.gate, &self.up], &normed, true);
-            let up = both.remove(1);
-            [both.remove(0), up]
-        } else {
-            [&self.gate, &self.up].map(|matrix| matrix.multiply(&normed, true))
-        };
+        let [mut gate, mut up] = Matrix::multiply_each([&self.gate, &self.up], &normed, true);
         let kept = [round_to(self.gate.precision(), &mut gate), round_to(self.up.precision(), &mut up)];
         Ok(([gate, up], kept))
     }

@@ -43,7 +43,7 @@ pub mod transfers;
 
 pub use activation::{geglu, geglu_halves, gelu, swiglu};
 pub use attention::{Attention, attend_one, attention, attention_with_weights};
-pub use awake::awake;
+pub use awake::{GRADIENT_STACK, awake};
 pub use checkpoint::{checkpoint, checkpoint_keeping_products};
 pub use conv3d::{ConvPadding, depthwise_conv3d};
 pub use cross_entropy::{cross_entropy, linear_cross_entropy};

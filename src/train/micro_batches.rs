@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ctscribe_ops::awake;
 use ctscribe_ops::transfers::host_values;
+use ctscribe_ops::{GRADIENT_STACK, awake};
 
 use crate::{Error, Result};
 
@@ -41,8 +41,7 @@ fn pools(count: usize) -> Result<Vec<Arc<rayon::ThreadPool>>> {
     static POOLS: Mutex<Vec<Arc<rayon::ThreadPool>>> = Mutex::new(Vec::new());
     let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
     while pools.len() < count {
-        // candle walks a graph recursively: a deep model needs more than a thread's usual 2 MiB
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).stack_size(256 << 20).build();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).stack_size(GRADIENT_STACK).build();
         pools.push(Arc::new(pool.map_err(|e| Error::Invalid(format!("a thread could not be started: {e}")))?));
     }
     Ok(pools[..count].to_vec())

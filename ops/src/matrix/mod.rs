@@ -310,23 +310,17 @@ impl Matrix {
         }
     }
 
-    /// [`Matrix::forward`] of several matrices with the same inputs, without a gradient, on the CPU in one round of work. x: (..., in) -> (..., out)
-    /// each.
+    /// [`Matrix::forward`] of several matrices with the same inputs, all [`Matrix::in_place`], without a gradient and in one round of work.
+    /// x: (..., in) -> (..., out) each.
     pub fn forward_each<const N: usize>(matrices: [&Matrix; N], x: &Tensor) -> Result<[Tensor; N]> {
-        let (x, mut outputs) = (x.detach().contiguous()?, matrices.map(|_| None));
-        if matrices.iter().all(|matrix| matrix.in_place() && matrix.precision == matrices[0].precision) {
-            let shapes = matrices.map(|matrix| output_shape(x.shape(), matrix.size));
-            let values = Matrix::multiply_each(&matrices, &Values::of(&x)?, true);
-            for ((output, values), shape) in outputs.iter_mut().zip(values).zip(shapes) {
-                *output = Some(Tensor::from_vec(values, shape?, &Device::Cpu)?);
-            }
+        if let Some(away) = matrices.iter().find(|matrix| !matrix.in_place()) {
+            bail!("{away:?} is not in the host's memory");
         }
-        let mut next = outputs.into_iter().zip(matrices);
-        let mut all = [const { None }; N];
-        for (place, (output, matrix)) in all.iter_mut().zip(&mut next) {
-            *place = Some(output.map_or_else(|| matrix.forward(&x), Ok)?);
-        }
-        Ok(all.map(|output| output.expect("each has been written")))
+        let x = x.detach().contiguous()?;
+        let shapes = matrices.iter().map(|matrix| output_shape(x.shape(), matrix.size)).collect::<Result<Vec<_>>>()?;
+        let tensor = |(values, shape)| Tensor::from_vec(values, shape, &Device::Cpu);
+        let outputs = Matrix::multiply_each(matrices, &Values::of(&x)?, true).into_iter().zip(shapes).map(tensor);
+        Ok(outputs.collect::<Result<Vec<_>>>()?.try_into().expect("as many outputs as matrices"))
     }
 
     /// The factor of a product with a matrix on the CPU, and its columns.
@@ -347,11 +341,14 @@ impl Matrix {
         add_rows_times(x, right, (self.size.0 + self.size.1 - n, n), self.precision, out);
     }
 
-    /// As [`Self::multiply`], of several matrices of one precision that take the same x.
-    pub(crate) fn multiply_each(matrices: &[&Matrix], x: &[f32], turned: bool) -> Vec<Vec<f32>> {
-        let factors: Vec<_> = matrices.iter().map(|matrix| matrix.factor(turned)).collect();
-        let k = matrices.first().map_or(0, |matrix| if turned { matrix.size.1 } else { matrix.size.0 });
-        rows_times_each(x, &factors, k, matrices.first().map_or(Precision::F32, |matrix| matrix.precision))
+    /// As [`Self::multiply`], of several matrices that take the same x: in one round of work where they multiply with one precision.
+    pub(crate) fn multiply_each<const N: usize>(matrices: [&Matrix; N], x: &[f32], turned: bool) -> [Vec<f32>; N] {
+        let Some(first) = matrices.first().filter(|first| matrices.iter().all(|matrix| matrix.precision == first.precision)) else {
+            return matrices.map(|matrix| matrix.multiply(x, turned));
+        };
+        let k = if turned { first.size.1 } else { first.size.0 };
+        let products = rows_times_each(x, &matrices.map(|matrix| matrix.factor(turned)), k, first.precision);
+        products.try_into().expect("as many products as matrices")
     }
 }
 
