@@ -1,6 +1,8 @@
 //! The stages on the first CUDA device against the same on the processor. Built with the feature `cuda` only; says so and passes where there
 //! is no device. None of it has run yet.
 
+#[path = "../pipeline/observed.rs"]
+mod observed;
 #[path = "../pipeline/tiny.rs"]
 mod tiny;
 
@@ -10,8 +12,8 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use candle_core::{DType, Device, Tensor};
 use ctscribe::config::Config;
 use ctscribe::device::DeviceName;
-use ctscribe::generate::{DecoderKind, Observer, observe, observe_volume};
-use ctscribe::train::{Call, ReportStage, Stage, StructureStage, train_language, train_report_for, train_structure};
+use ctscribe::generate::{DecoderKind, Observer, observe_volume};
+use ctscribe::train::{Call, ReportStage, Stage, StructureStage, train_report_for};
 use ctscribe_ops::transfers::Transfers;
 
 const THERE: DeviceName = DeviceName::Cuda(0);
@@ -37,14 +39,7 @@ fn turn() -> Option<MutexGuard<'static, ()>> {
 /// A run of the processor's whose studies are observed, with a language model, made once.
 fn run() -> &'static Path {
     static RUN: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
-    let (_, run) = RUN.get_or_init(|| {
-        let (config, root) = (config(DeviceName::Cpu), tempfile::tempdir().unwrap());
-        let run = tiny::run(root.path(), &config);
-        train_structure(&config, tiny::shared(), &run, false).unwrap();
-        train_language(&config, tiny::shared(), &run, false).unwrap();
-        observe(&config, tiny::shared(), &run, |_| {}).unwrap();
-        (root, run)
-    });
+    let (_, run) = RUN.get_or_init(|| observed::run(&config(DeviceName::Cpu)));
     run
 }
 

@@ -6,12 +6,12 @@ use std::sync::OnceLock;
 use candle_core::{Tensor, Var};
 use ctscribe::config::Config;
 use ctscribe::data::Split;
-use ctscribe::generate::{DecoderKind, Observer, centre, encode_reports, observe, stack_features, structure_means};
+use ctscribe::generate::{DecoderKind, Observer, centre, encode_reports, stack_features, structure_means};
 use ctscribe::structure::{Contrast, LossConfig, contrast};
-use ctscribe::train::{AdamW, Gradients, Order, ReportStage, Stage, StructureStage, train_language, train_structure};
+use ctscribe::train::{AdamW, Gradients, Order, ReportStage, Stage, StructureStage};
 
 use crate::recompute::{bits, noise};
-use crate::tiny;
+use crate::{observed, tiny};
 
 /// How a batch of 8 is cut.
 const CUTS: [usize; 3] = [8, 2, 1];
@@ -43,14 +43,7 @@ fn config(micro_batch: usize, recompute: bool, more: &[&str]) -> Config {
 /// A run whose studies are observed, with a language model, made once.
 fn run() -> &'static Path {
     static RUN: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
-    let (_, run) = RUN.get_or_init(|| {
-        let (config, root) = (tiny::config(&["train_structure.training.steps=1"]), tempfile::tempdir().unwrap());
-        let run = tiny::run(root.path(), &config);
-        train_structure(&config, tiny::shared(), &run, false).unwrap();
-        train_language(&config, tiny::shared(), &run, false).unwrap();
-        observe(&config, tiny::shared(), &run, |_| {}).unwrap();
-        (root, run)
-    });
+    let (_, run) = RUN.get_or_init(|| observed::run(&tiny::config(&["train_structure.training.steps=1"])));
     run
 }
 

@@ -3,6 +3,7 @@
 mod equivalence;
 mod frozen;
 mod guards;
+mod observed;
 mod overfit;
 mod ranks;
 mod recompute;

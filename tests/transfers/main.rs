@@ -2,6 +2,8 @@
 //!
 //! The counts are of the whole process, so that these tests take turns.
 
+#[path = "../pipeline/observed.rs"]
+mod observed;
 #[path = "../pipeline/tiny.rs"]
 #[expect(dead_code, reason = "the pipeline's tests use all of it")]
 mod tiny;
@@ -13,8 +15,8 @@ use candle_core::Tensor;
 use ctscribe::config::Config;
 use ctscribe::data::CachedStudy;
 use ctscribe::decoder::GenerationConfig;
-use ctscribe::generate::{DecoderKind, Observer, observe, observe_volume, open_decoder, read_tokens};
-use ctscribe::train::{AdamW, ReportStage, Stage, StructureStage, train_language, train_report, train_structure};
+use ctscribe::generate::{DecoderKind, Observer, observe_volume, open_decoder, read_tokens};
+use ctscribe::train::{AdamW, ReportStage, Stage, StructureStage, train_report};
 use ctscribe_ops::transfers::Transfers;
 
 const STUDIES: usize = 8;
@@ -27,11 +29,8 @@ fn config() -> Config {
 fn run() -> &'static Path {
     static RUN: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
     let (_, run) = RUN.get_or_init(|| {
-        let (config, root) = (config(), tempfile::tempdir().unwrap());
-        let run = tiny::run(root.path(), &config);
-        train_structure(&config, tiny::shared(), &run, false).unwrap();
-        train_language(&config, tiny::shared(), &run, false).unwrap();
-        observe(&config, tiny::shared(), &run, |_| {}).unwrap();
+        let config = config();
+        let (root, run) = observed::run(&config);
         for kind in [DecoderKind::Llama, DecoderKind::Bert] {
             train_report(&config, tiny::shared(), &run, kind, false).unwrap();
         }
