@@ -17,6 +17,7 @@ macro_rules! or_cuda {
 mod activation;
 mod attention;
 mod awake;
+mod bands;
 mod checkpoint;
 pub mod composed;
 mod conv3d;

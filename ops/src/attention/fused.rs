@@ -4,16 +4,13 @@ use std::mem::MaybeUninit;
 use std::sync::{Arc, Mutex};
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, StorageRef, Tensor, bail};
-use rayon::prelude::*;
 
 use super::Attention;
-use super::kernel::{Gradients, Problem, Rows};
-use crate::cpu::{Values, cleared, sum_partials, values, written};
+use super::batch::{Batch, Heads, Sizes};
+use crate::bands::Band;
+use crate::cpu::{Values, sum_partials, values, written};
 use crate::kept;
 use crate::transfers::host_values;
-
-/// Partial sums of the bias's gradient: at least this many tasks, if the batch allows.
-const TASKS: usize = 16;
 
 /// q, k and v as for [`super::attention`], f32 on the CPU; bias (H, L, M).
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &Attention) -> Result<Tensor> {
@@ -68,94 +65,51 @@ struct Fused {
     bias_gradient: Option<Arc<Mutex<Option<Tensor>>>>,
 }
 
-/// A (B, H, L, D) tensor whose last axis is dense.
-struct Heads<'a> {
-    values: &'a [f32],
-    layout: &'a Layout,
-}
-
-impl<'a> Heads<'a> {
-    fn new(storage: &'a CpuStorage, layout: &'a Layout) -> Result<Self> {
-        Ok(Heads { values: storage.as_slice()?, layout })
+fn cpu<'a>(storage: &'a StorageRef) -> Result<&'a CpuStorage> {
+    match &**storage {
+        Storage::Cpu(storage) => Ok(storage),
+        _ => bail!("attention: expected a tensor on the CPU"),
     }
-
-    fn of(storage: &'a StorageRef, layout: &'a Layout) -> Result<Self> {
-        match &**storage {
-            Storage::Cpu(storage) => Heads::new(storage, layout),
-            _ => bail!("attention: expected a tensor on the CPU"),
-        }
-    }
-
-    fn head(&self, b: usize, h: usize) -> Rows<'a> {
-        let stride = self.layout.stride();
-        Rows { values: &self.values[self.layout.start_offset() + b * stride[0] + h * stride[1]..], stride: stride[2] }
-    }
-}
-
-/// (B, H, H', L, M, D).
-type Sizes = (usize, usize, usize, usize, usize, usize);
-
-fn sizes(q: &Layout, k: &Layout, v: &Layout) -> Result<Sizes> {
-    let ((b, h, l, d), (kb, kv, m, kd)) = (q.shape().dims4()?, k.shape().dims4()?);
-    if k.shape() != v.shape() || kb != b || kd != d || kv == 0 || h % kv != 0 || l == 0 || m == 0 || d == 0 {
-        bail!("attention: q is {:?}, k {:?}, v {:?}", q.shape(), k.shape(), v.shape());
-    }
-    Ok((b, h, kv, l, m, d))
 }
 
 impl Fused {
-    fn problem(&self, b: usize, (_, _, _, l, m, d): Sizes) -> Problem<'_> {
-        let visible = self.visible.as_ref().map(|visible| &visible[b * m..][..m]);
-        Problem { l, m, d, scale: self.scale, causal: self.causal, visible }
+    fn batch<'a>(&'a self, sizes: Sizes, bias: Option<&'a [f32]>) -> Batch<'a> {
+        Batch { sizes, scale: self.scale, causal: self.causal, visible: self.visible.as_deref(), bias }
     }
 
-    fn forward(&self, q: Heads, k: Heads, v: Heads) -> Result<Vec<f32>> {
-        let sizes = sizes(q.layout, k.layout, v.layout)?;
-        let (b, h, kv, l, m, d) = sizes;
-        let shared = h / kv;
+    fn forward(&self, sizes: Sizes, [q, k, v]: [Heads; 3]) -> Result<Vec<f32>> {
         let bias = self.bias.as_ref().map(Values::of).transpose()?;
-        let bias = bias.as_deref();
-        let work = |(i, out): (usize, &mut [MaybeUninit<f32>])| {
-            let (b, kv) = (i / kv, i % kv);
-            let queries: Vec<Rows> = (0..shared).map(|s| q.head(b, kv * shared + s)).collect();
-            let bias = bias.map(|bias| &bias[kv * shared * l * m..]);
-            self.problem(b, sizes).forward(&queries, k.head(b, kv), v.head(b, kv), bias, cleared(out));
+        let batch = self.batch(sizes, bias.as_deref());
+        let Sizes { batch: b, heads, queries, width, .. } = sizes;
+        // SAFETY: every row of every head is written.
+        Ok(unsafe { written(b * heads * queries * width, |out| batch.forward(q, k, v, dense(out, queries, width))) })
+    }
+
+    /// dq, dk, dv, and partial sums of the bias's gradient.
+    fn backward(&self, sizes: Sizes, heads: [Heads; 4]) -> Result<[Vec<f32>; 4]> {
+        let bias = self.bias.as_ref().map(Values::of).transpose()?;
+        let batch = self.batch(sizes, bias.as_deref());
+        let Sizes { batch: b, heads: h, kv_heads, queries, keys, width } = sizes;
+        let (mut dk, mut dv, mut partials) = (Vec::new(), Vec::new(), Vec::new());
+        let of_keys = b * kv_heads * keys * width;
+        // SAFETY: every row of every head is written.
+        let dq = unsafe {
+            written(b * h * queries * width, |dq| {
+                dk = written(of_keys, |dk| {
+                    dv = written(of_keys, |dv| {
+                        let outs = [dense(dq, queries, width), dense(dk, keys, width), dense(dv, keys, width)];
+                        partials = batch.backward(heads, outs, self.bias_gradient.is_some());
+                    });
+                });
+            })
         };
-        // SAFETY: the heads are all there is.
-        Ok(unsafe { written(b * h * l * d, |out| out.par_chunks_mut(shared * l * d).enumerate().for_each(work)) })
-    }
-
-    /// dq, dk, dv, and the bias's gradient as partial sums over parts of the batch, for each of which heads come in order.
-    fn backward(&self, q: Heads, k: Heads, v: Heads, grad: &[f32]) -> Result<[Vec<f32>; 4]> {
-        let sizes = sizes(q.layout, k.layout, v.layout)?;
-        let (b, h, kv, l, m, d) = sizes;
-        let shared = h / kv;
-        let bias = self.bias.as_ref().map(Values::of).transpose()?;
-        let bias = bias.as_deref();
-        let parts = if self.bias_gradient.is_some() { TASKS.div_ceil(kv).min(b) } else { b };
-        let batch = b.div_ceil(parts);
-        let parts = b.div_ceil(batch);
-        let (mut dq, mut dk, mut dv) = (vec![0.0; b * h * l * d], vec![0.0; b * kv * m * d], vec![0.0; b * kv * m * d]);
-        let mut partials = vec![0.0; if self.bias_gradient.is_some() { parts * h * l * m } else { 0 }];
-        let mut tasks: Vec<(usize, Option<&mut [f32]>, Vec<_>)> = (0..parts * kv).map(|i| (i % kv, None, Vec::new())).collect();
-        for (task, partial) in tasks.iter_mut().zip(partials.chunks_mut(shared * l * m)) {
-            task.1 = Some(partial);
-        }
-        let pieces = dq.chunks_mut(shared * l * d).zip(dk.chunks_mut(m * d)).zip(dv.chunks_mut(m * d));
-        for (i, ((dq, dk), dv)) in pieces.enumerate() {
-            tasks[i / kv / batch * kv + i % kv].2.push((i / kv, dq, dk, dv));
-        }
-        tasks.into_par_iter().for_each(|(kv_head, mut dbias, pieces)| {
-            let bias = bias.map(|bias| &bias[kv_head * shared * l * m..]);
-            for (b, dq, dk, dv) in pieces {
-                let queries: Vec<Rows> = (0..shared).map(|s| q.head(b, kv_head * shared + s)).collect();
-                let grad = &grad[(b * h + kv_head * shared) * l * d..];
-                let out = Gradients { dq, dk, dv, dbias: dbias.as_deref_mut() };
-                self.problem(b, sizes).backward(&queries, k.head(b, kv_head), v.head(b, kv_head), bias, grad, out);
-            }
-        });
         Ok([dq, dk, dv, partials])
     }
+}
+
+/// Heads of `rows` rows of `width` values, one after the other.
+fn dense(values: &mut [MaybeUninit<f32>], rows: usize, width: usize) -> Vec<Band<'_>> {
+    values.chunks_mut(rows * width).map(|head| Band::whole(head, width)).collect()
 }
 
 impl CustomOp3 for Fused {
@@ -172,7 +126,8 @@ impl CustomOp3 for Fused {
         v: &CpuStorage,
         vl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let out = kept::values(|| self.forward(Heads::new(q, ql)?, Heads::new(k, kl)?, Heads::new(v, vl)?))?;
+        let sizes = Sizes::of(ql, kl, vl)?;
+        let out = kept::values(|| self.forward(sizes, [Heads::new(q, ql)?, Heads::new(k, kl)?, Heads::new(v, vl)?]))?;
         Ok((CpuStorage::F32(out), ql.shape().clone()))
     }
 
@@ -186,8 +141,10 @@ impl CustomOp3 for Fused {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
         let ((qs, ql), (ks, kl), (vs, vl)) = (q.storage_and_layout(), k.storage_and_layout(), v.storage_and_layout());
-        let heads = (Heads::of(&qs, ql)?, Heads::of(&ks, kl)?, Heads::of(&vs, vl)?);
-        let [dq, dk, dv, partials] = self.backward(heads.0, heads.1, heads.2, &Values::of(&grad)?)?;
+        let (sizes, grad) = (Sizes::of(ql, kl, vl)?, Values::of(&grad)?);
+        let grad = Heads::dense(&grad, (sizes.heads, sizes.queries, sizes.width));
+        let heads = [Heads::new(cpu(&qs)?, ql)?, Heads::new(cpu(&ks)?, kl)?, Heads::new(cpu(&vs)?, vl)?, grad];
+        let [dq, dk, dv, partials] = self.backward(sizes, heads)?;
         if let (Some(bias), Some(wanted)) = (&self.bias, &self.bias_gradient) {
             let gradient = Tensor::from_vec(sum_partials(&partials, bias.elem_count()), bias.shape(), bias.device())?;
             *wanted.lock().expect("no holder of the lock panics") = Some(gradient);

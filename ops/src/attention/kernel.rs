@@ -1,5 +1,6 @@
 //! Attention of one head on one core: blocks of queries against all keys they see, probabilities made anew in the backward pass.
 
+use crate::bands::Band;
 use crate::product::{Left, add_product, padded};
 use crate::simd::{dot, vectorised};
 use crate::softmax::softmax_row;
@@ -150,16 +151,16 @@ impl Problem<'_> {
         }
     }
 
-    /// One key-value head and the query heads that share it. out: (heads, L, D).
-    pub fn forward(&self, queries: &[Rows], keys: Rows, values: Rows, bias: Option<&[f32]>, out: &mut [f32]) {
+    /// One key-value head and the query heads that share it. outs: (L, D) of each.
+    pub fn forward(&self, queries: &[Rows], keys: Rows, values: Rows, bias: Option<&[f32]>, outs: &mut [Band]) {
         if self.l * queries.len() <= FEW {
-            return self.forward_few(queries, keys, values, bias, out);
+            return self.forward_few(queries, keys, values, bias, outs);
         }
         let (width, d_width) = (padded(self.m), padded(self.d));
         let (keys_turned, values) = (pack_turned(keys, self.m, self.d), pack(values, 0, self.m, self.d, 1.0));
         let mut p = vec![0.0; BLOCK.min(self.l) * width];
         let mut y = vec![0.0; BLOCK.min(self.l) * d_width];
-        for (head, (q, out)) in queries.iter().zip(out.chunks_exact_mut(self.l * self.d)).enumerate() {
+        for (head, (q, out)) in queries.iter().zip(outs).enumerate() {
             let bias = bias.map(|bias| &bias[head * self.l * self.m..]);
             for block in self.blocks() {
                 let q = pack(*q, block.first, block.rows, self.d, self.scale);
@@ -167,15 +168,15 @@ impl Problem<'_> {
                 y.fill(0.0);
                 let left = Left { values: &p, row: width, column: 1, size: (block.rows, block.keys) };
                 add_product(&mut y, left, &values, d_width, d_width);
-                unpack(&y, &mut out[block.first * self.d..][..block.rows * self.d], self.d, 1.0);
+                unpack(&y, out, (block.first, block.rows), self.d, 1.0);
             }
         }
     }
 
     /// As [`Self::forward`], one query at a time: for generation, where turning the keys would cost more than using them.
-    fn forward_few(&self, queries: &[Rows], keys: Rows, values: Rows, bias: Option<&[f32]>, out: &mut [f32]) {
+    fn forward_few(&self, queries: &[Rows], keys: Rows, values: Rows, bias: Option<&[f32]>, outs: &mut [Band]) {
         let mut p = vec![0.0; self.m];
-        for (row, out) in out.chunks_exact_mut(self.d).enumerate() {
+        for row in 0..queries.len() * self.l {
             let (head, query) = (row / self.l, row % self.l);
             let q = &queries[head].values[query * queries[head].stride..][..self.d];
             inner_products(q, keys, self.scale, &mut p);
@@ -183,26 +184,34 @@ impl Problem<'_> {
                 add(&mut p, &bias[row * self.m..][..self.m]);
             }
             normalise(&mut p, self.end(query), self.m, self.visible.unwrap_or(&[]), self.sees_nothing(query));
-            weighted_sum(&p, values, out);
+            weighted_sum(&p, values, outs[head].row(query));
         }
     }
 
-    /// Gradients of one key-value head and the query heads that share it, written to `dq` (heads, L, D), `dk` and `dv` (M, D),
-    /// and added to `dbias` (heads, L, M). grad: (heads, L, D).
-    pub fn backward(&self, queries: &[Rows], keys: Rows, values: Rows, bias: Option<&[f32]>, grad: &[f32], out: Gradients) {
+    /// Gradients of one key-value head and the query heads that share it; what is added to `dbias` is (heads, L, M). grads: (L, D) of each query
+    /// head.
+    #[allow(clippy::too_many_arguments, reason = "each is a tensor of its own")]
+    pub fn backward(
+        &self,
+        queries: &[Rows],
+        keys: Rows,
+        values: Rows,
+        bias: Option<&[f32]>,
+        grads: &[Rows],
+        mut out: Gradients,
+        mut dbias: Option<&mut [f32]>,
+    ) {
         let (l, m, d, width, d_width) = (self.l, self.m, self.d, padded(self.m), padded(self.d));
         let (keys_turned, values_turned) = (pack_turned(keys, m, d), pack_turned(values, m, d));
         let keys = pack(keys, 0, m, d, 1.0);
         let (mut dk, mut dv) = (vec![0.0; m * d_width], vec![0.0; m * d_width]);
         let rows = BLOCK.min(l);
         let (mut p, mut ds, mut dq) = (vec![0.0; rows * width], vec![0.0; rows * width], vec![0.0; rows * d_width]);
-        let mut dbias = out.dbias;
-        for (head, q) in queries.iter().enumerate() {
+        for (head, (q, grad)) in queries.iter().zip(grads).enumerate() {
             let bias = bias.map(|bias| &bias[head * l * m..]);
-            let grad = Rows { values: &grad[head * l * d..], stride: d };
             for block in self.blocks() {
                 let q = pack(*q, block.first, block.rows, d, self.scale);
-                let g = pack(grad, block.first, block.rows, d, 1.0);
+                let g = pack(*grad, block.first, block.rows, d, 1.0);
                 self.probabilities(block, &q, &keys_turned, bias, &mut p);
                 self.logit_gradients(block, &g, &values_turned, &p, &mut ds);
                 let turned = |values| Left { values, row: 1, column: width, size: (block.keys, block.rows) };
@@ -211,7 +220,7 @@ impl Problem<'_> {
                 dq.fill(0.0);
                 let left = Left { values: &ds, row: width, column: 1, size: (block.rows, block.keys) };
                 add_product(&mut dq, left, &keys, d_width, d_width);
-                unpack(&dq, &mut out.dq[(head * l + block.first) * d..][..block.rows * d], d, self.scale);
+                unpack(&dq, &mut out.dq[head], (block.first, block.rows), d, self.scale);
                 if let Some(dbias) = dbias.as_deref_mut() {
                     for (i, ds) in ds.chunks_exact(width).enumerate().take(block.rows) {
                         add(&mut dbias[(head * l + block.first + i) * m..][..block.keys], ds);
@@ -219,8 +228,8 @@ impl Problem<'_> {
                 }
             }
         }
-        unpack(&dk, out.dk, d, 1.0);
-        unpack(&dv, out.dv, d, 1.0);
+        unpack(&dk, &mut out.dk, (0, m), d, 1.0);
+        unpack(&dv, &mut out.dv, (0, m), d, 1.0);
     }
 
     /// dL/dS of a block, (rows, padded M); 0 for a query that sees nothing.
@@ -239,17 +248,19 @@ impl Problem<'_> {
     }
 }
 
-/// Where the gradients of one key-value head go.
+/// Where the gradients of one key-value head go, and those of the query heads that share it.
 pub struct Gradients<'a> {
-    pub dq: &'a mut [f32],
-    pub dk: &'a mut [f32],
-    pub dv: &'a mut [f32],
-    pub dbias: Option<&'a mut [f32]>,
+    /// (L, D) of each query head.
+    pub dq: Vec<Band<'a>>,
+    /// (M, D)
+    pub dk: Band<'a>,
+    /// (M, D)
+    pub dv: Band<'a>,
 }
 
-/// Takes the padding off (rows, d) and multiplies by `scale`.
-fn unpack(packed: &[f32], rows: &mut [f32], d: usize, scale: f32) {
-    for (row, packed) in rows.chunks_exact_mut(d).zip(packed.chunks_exact(padded(d))) {
-        row.iter_mut().zip(packed).for_each(|(x, p)| *x = p * scale);
+/// Takes the padding off (rows, d), multiplies by `scale` and writes it to the rows from `first` on.
+fn unpack(packed: &[f32], out: &mut Band, (first, rows): (usize, usize), d: usize, scale: f32) {
+    for (i, packed) in packed.chunks_exact(padded(d)).enumerate().take(rows) {
+        out.row(first + i).iter_mut().zip(packed).for_each(|(x, p)| *x = p * scale);
     }
 }

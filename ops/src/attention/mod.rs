@@ -1,5 +1,6 @@
 //! Scaled dot-product attention.
 
+pub(crate) mod batch;
 mod fused;
 mod kernel;
 mod single;

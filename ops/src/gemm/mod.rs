@@ -122,11 +122,13 @@ unsafe fn run(level: Level, (m, k): (usize, usize), left: Left, rights: &[(Right
     // task, first strip and strips of each piece of work
     let mut pieces = Vec::new();
     for (right, n, out) in rights {
-        let task = Task { size: (m, k, *n), right: *right, words, packed: &packed, before, out };
         let strips = n.div_ceil(WIDTH);
         // long runs of strips: neighbouring columns of a turned factor lie on the same pages
         let run = if right.turned { all.div_ceil(8 * threads).max(1) } else { (all / (4 * threads)).clamp(1, GROUP) };
-        pieces.extend((0..strips).step_by(run).map(|first| (task, first, run.min(strips - first))));
+        for rows in row_parts(m, all.div_ceil(run), threads, packed.tile) {
+            let task = Task { size: (m, k, *n), rows, right: *right, words, packed: &packed, before, out };
+            pieces.extend((0..strips).step_by(run).map(|first| (task, first, run.min(strips - first))));
+        }
     }
     let work = |scratch: &mut Scratch, (task, first, count): &(Task, usize, usize)| {
         let group = if task.right.turned { 1 } else { *count };
@@ -138,6 +140,14 @@ unsafe fn run(level: Level, (m, k): (usize, usize), left: Left, rights: &[(Right
     } else {
         pieces.par_iter().for_each_init(Scratch::default, work);
     }
+}
+
+/// First and last row of each part of `m` rows: one part where there are pieces of work enough for the threads, else as many as make them so.
+fn row_parts(m: usize, pieces: usize, threads: usize, tile: usize) -> impl Iterator<Item = (usize, usize)> {
+    // a part packs its strips for itself: it has rows enough to be worth it
+    let parts = if pieces < 2 * threads { (4 * threads / pieces.max(1)).min(m / (4 * tile)).max(1) } else { 1 };
+    let rows = m.div_ceil(parts).next_multiple_of(tile);
+    (0..m).step_by(rows.max(1)).map(move |first| (first, m.min(first + rows)))
 }
 
 /// out (m, n) += left (m, k) * right (k, n) on one core, with the right factor read where it lies: rows of both lie `stride` apart. For what
@@ -166,9 +176,9 @@ pub fn add_small_product((m, k, n): (usize, usize, usize), left: Left, right: &[
     true
 }
 
-/// The output, of which each strip's task writes columns of its own.
+/// The output, of which each task writes rows and columns of its own.
 struct Out(*mut f32);
-// SAFETY: tasks write to columns of their own and read nothing else.
+// SAFETY: tasks write to places of their own and read nothing else.
 unsafe impl Sync for Out {}
 
 /// Blocks of the inner axis: first value and number of values.
@@ -251,6 +261,8 @@ struct Scratch {
 #[derive(Clone, Copy)]
 struct Task<'a> {
     size: (usize, usize, usize),
+    /// First and last of the rows that it multiplies.
+    rows: (usize, usize),
     right: Right<'a>,
     words: Words,
     packed: &'a PackedLeft,
@@ -261,7 +273,7 @@ struct Task<'a> {
 impl Task<'_> {
     /// Multiplies `count` strips of [`WIDTH`] columns from strip `first` on, or as many as there are.
     fn group(&self, first: usize, count: usize, scratch: &mut Scratch) {
-        let ((m, k, n), first) = (self.size, first * WIDTH);
+        let ((_, k, n), (top, bottom), first) = (self.size, self.rows, first * WIDTH);
         let columns = (count * WIDTH).min(n - first);
         for (block, span) in blocks(k, self.words).enumerate() {
             let length = self.words.of(span.1);
@@ -274,9 +286,9 @@ impl Task<'_> {
             for (index, words) in scratch.strips.chunks_exact(length * WIDTH).enumerate() {
                 let (first, columns) = (first + index * WIDTH, WIDTH.min(columns - index * WIDTH));
                 let strip = Strip { words, stride: WIDTH };
-                for row in (0..m).step_by(self.packed.tile) {
-                    let rows = self.packed.tile.min(m - row);
-                    // SAFETY: row and column lie inside (m, n), and the columns are this task's.
+                for row in (top..bottom).step_by(self.packed.tile) {
+                    let rows = self.packed.tile.min(bottom - row);
+                    // SAFETY: row and column lie inside (m, n); these rows of these columns are this task's.
                     unsafe {
                         let place = Place {
                             start: self.out.0.add(row * n + first),

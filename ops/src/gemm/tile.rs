@@ -70,10 +70,12 @@ pub unsafe fn multiply(level: Level, pairs: bool, left: &[u32], right: Strip, wo
     if level != Level::Plain {
         macro_rules! rows {
             ($($rows:literal)*) => {
-                match (place.rows, pairs) {
+                match (place.rows, pairs, place.columns > WIDTH / 2) {
                     // SAFETY: the processor has the level's features; the lengths are checked above, the place by the caller.
-                    $(($rows, true) => unsafe { tile_bf16::<$rows>(left.as_ptr(), right, words, place) },
-                    ($rows, false) => unsafe { tile_f32::<$rows>(left.as_ptr(), right, words, place) },)*
+                    $(($rows, true, true) => unsafe { tile_bf16::<$rows, 2>(left.as_ptr(), right, words, place) },
+                    ($rows, true, false) => unsafe { tile_bf16::<$rows, 1>(left.as_ptr(), right, words, place) },
+                    ($rows, false, true) => unsafe { tile_f32::<$rows, 2>(left.as_ptr(), right, words, place) },
+                    ($rows, false, false) => unsafe { tile_f32::<$rows, 1>(left.as_ptr(), right, words, place) },)*
                     _ => unreachable!("a tile has 1 to 14 rows"),
                 }
             };
@@ -125,20 +127,24 @@ fn mask(columns: usize, half: usize) -> u16 {
 #[cfg(target_arch = "x86_64")]
 macro_rules! tile {
     ($name:ident, $features:literal, $fma:expr) => {
+        /// `H`: registers that the columns fill.
         #[target_feature(enable = $features)]
-        unsafe fn $name<const R: usize>(left: *const u32, right: Strip, words: usize, place: Place) {
-            let mut sums = [[_mm512_setzero_ps(); 2]; R];
-            let masks = (mask(place.columns, 0), mask(place.columns, 1));
+        unsafe fn $name<const R: usize, const H: usize>(left: *const u32, right: Strip, words: usize, place: Place) {
+            let mut sums = [[_mm512_setzero_ps(); H]; R];
+            let masks = [mask(place.columns, 0), mask(place.columns, 1)];
             let (mut a, mut b) = (left, right.words.as_ptr());
             for _ in 0..words {
                 // SAFETY: `multiply` has checked the lengths; loads are masked to the columns.
                 unsafe {
-                    let columns =
-                        [_mm512_maskz_loadu_epi32(masks.0, b.cast()), _mm512_maskz_loadu_epi32(masks.1, b.wrapping_add(16).cast())];
+                    let mut columns = [_mm512_setzero_si512(); H];
+                    for h in 0..H {
+                        columns[h] = _mm512_maskz_loadu_epi32(masks[h], b.wrapping_add(16 * h).cast());
+                    }
                     for r in 0..R {
                         let row = _mm512_set1_epi32(*a.add(r) as i32);
-                        sums[r][0] = $fma(sums[r][0], row, columns[0]);
-                        sums[r][1] = $fma(sums[r][1], row, columns[1]);
+                        for h in 0..H {
+                            sums[r][h] = $fma(sums[r][h], row, columns[h]);
+                        }
                     }
                     a = a.add(R);
                     b = b.wrapping_add(right.stride);
