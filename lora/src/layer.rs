@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Module, Result, Tensor, Var};
-use ctscribe_ops::{self as ops, Matrix, transfers};
+use ctscribe_ops::{self as ops, AdaptedMatrix, DropoutMask, LowRank, Matrix, transfers};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -215,6 +215,25 @@ impl<M: BaseLinear> Adapted<M> {
             }
             None => (y + delta)?.broadcast_mul(&factor),
         }
+    }
+
+    /// What the fused blocks multiply: the frozen matrix in the host's memory with its adapter beside it. `rows`: of its inputs; `dropout`: the
+    /// generator of a training step. `None` where the module is none such: see [`Self::is_in_place`].
+    pub fn in_place(&self, rows: usize, dropout: Option<&mut ChaCha8Rng>) -> Option<AdaptedMatrix> {
+        let matrix = self.base.matrix().filter(|_| self.is_in_place())?.clone();
+        let low_rank = self.adapter.as_ref().map(|Adapter { a, b, scale, dropout: p, .. }| LowRank {
+            a: a.as_tensor().clone(),
+            b: b.as_tensor().clone(),
+            scale: *scale,
+            dropout: dropout.filter(|_| *p > 0.0).map(|rng| DropoutMask::draw(rows * self.base.size().1, *p, rng)),
+        });
+        Some(AdaptedMatrix { matrix, low_rank })
+    }
+
+    /// Whether it is a frozen matrix in the host's memory that carries LoRA or nothing; DoRA needs the whole weight.
+    pub fn is_in_place(&self) -> bool {
+        let plain = self.adapter.as_ref().is_none_or(|adapter| adapter.magnitude.is_none());
+        plain && self.base.matrix().is_some_and(Matrix::in_place)
     }
 
     /// The same without gradients to the adapter, which does not change while `fixed` is in use.

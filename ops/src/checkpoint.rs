@@ -1,24 +1,16 @@
 //! Blocks that are run again in the backward pass instead of keeping what they computed (Chen et al., 2016, "Training Deep Nets with
 //! Sublinear Memory Cost").
 //!
-//! The block's node in the graph must reach any number of tensors, where candle's operations have three arguments at most. So its one
-//! argument is a string of knots, each an operation on the knot before it and one tensor, a single value in size:
-//!
-//! ```text
-//! x1 - knot - knot - knot - block - y
-//!             |      |
-//!             x2     weight
-//! ```
-//!
-//! The block's backward pass runs the block again, takes all gradients and lays them out; each knot's backward pass hands its own on.
+//! The block's backward pass runs the block again and takes all gradients, which go to their tensors by a string of knots ([`crate::knots`]).
 
 use std::fmt::Display;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Mutex;
 
 use candle_core::backend::{BackendDevice, BackendStorage};
-use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp2, Error, Layout, Result, Shape, Storage, Tensor, Var, bail};
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, Error, Layout, Result, Shape, Storage, Tensor, Var, bail};
 
 use crate::kept::Kept;
+use crate::knots::{Gradients, tie, zero};
 
 /// `block(inputs, rng)` with nothing of its inside kept: the backward pass runs it once more. Inputs and output of any shape.
 ///
@@ -71,82 +63,11 @@ where
     Ok(string.apply_op1(Block { y: Mutex::new(Some(y.detach())), inputs, tied, kept, block, gradients })?)
 }
 
-/// The gradients of the tensors on a string, in their order, between the block's backward pass and the knots'.
-#[derive(Clone, Default)]
-struct Gradients(Arc<Mutex<Vec<Option<Tensor>>>>);
-
-impl Gradients {
-    fn lock(&self) -> MutexGuard<'_, Vec<Option<Tensor>>> {
-        self.0.lock().expect("no holder of the lock panics")
-    }
-}
-
-fn tie(tensors: &[Tensor], gradients: &Gradients) -> Result<Tensor> {
-    let knot = |index| Knot { index, gradients: gradients.clone() };
-    let mut string = tensors[0].apply_op1(knot(0))?;
-    for (index, tensor) in tensors.iter().enumerate().skip(1) {
-        string = string.apply_op2(tensor, knot(index))?;
-    }
-    Ok(string)
-}
-
-/// A single zero beside `storage`.
-fn zero<S: BackendStorage<Device: BackendDevice<Storage = S>>>(storage: &S) -> Result<(S, Shape)> {
-    Ok((storage.device().zeros_impl(&Shape::from(1), storage.dtype())?, Shape::from(1)))
-}
-
 /// The values that `layout` shows of `storage`.
 fn copied<S: BackendStorage<Device: BackendDevice<Storage = S>>>(storage: &S, layout: &Layout) -> Result<(S, Shape)> {
     let mut copy = storage.device().zeros_impl(layout.shape(), storage.dtype())?;
     storage.copy_strided_src(&mut copy, 0, layout)?;
     Ok((copy, layout.shape().clone()))
-}
-
-struct Knot {
-    index: usize,
-    gradients: Gradients,
-}
-
-impl Knot {
-    fn own(&self) -> Option<Tensor> {
-        self.gradients.lock().get_mut(self.index)?.take()
-    }
-}
-
-impl CustomOp1 for Knot {
-    fn name(&self) -> &'static str {
-        "checkpoint-first-knot"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        zero(x)
-    }
-
-    fn cuda_fwd(&self, x: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        zero(x)
-    }
-
-    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
-        Ok(self.own())
-    }
-}
-
-impl CustomOp2 for Knot {
-    fn name(&self) -> &'static str {
-        "checkpoint-knot"
-    }
-
-    fn cpu_fwd(&self, string: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        zero(string)
-    }
-
-    fn cuda_fwd(&self, string: &CudaStorage, _: &Layout, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        zero(string)
-    }
-
-    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok((Some(grad.clone()), self.own()))
-    }
 }
 
 struct Block<F> {
@@ -201,7 +122,7 @@ impl<F: Fn(&[Tensor]) -> Result<Tensor>> CustomOp1 for Block<F> {
     }
 
     fn bwd(&self, string: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        *self.gradients.lock() = self.backward(grad)?;
+        self.gradients.set(self.backward(grad)?);
         Ok(Some(string.zeros_like()?))
     }
 }

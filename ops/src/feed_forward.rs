@@ -1,24 +1,30 @@
-//! A frozen gated feed-forward block with its norm and residual, as one operation: of its inside the graph holds nothing but gate and up, and
-//! its gradient takes no pass for each of its parts.
+//! A frozen gated feed-forward block with its norm, adapters and residual, as one operation: of its inside the graph holds nothing but gate and up,
+//! and its gradient takes no pass for each of its parts.
 
 use std::sync::Mutex;
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
-use crate::Matrix;
 use crate::activation::swiglu;
 use crate::cpu::{PIECE, Values, for_pieces, for_pieces2, fused, values};
 use crate::kept::{self, round_to};
+use crate::knots::{Gradients, tie};
+use crate::low_rank::{AdaptedMatrix, Group, Thin, add_all, trained};
 use crate::norm::{rms_gradient, rms_norm, rms_rows};
 use crate::simd::{sigmoid, vectorised};
 
 /// x + down(silu(gate(n)) * up(n)) with n = rms_norm(x, norm), LLaMA's feed-forward. x: (..., C), norm: (C), gate and up: (F, C), down: (C, F)
 /// -> (..., C).
 ///
-/// The gradient goes to x only: norm and matrices are frozen. Where gate and up multiply in bf16, what they give is rounded to it and kept so.
-pub fn gated_feed_forward(x: &Tensor, norm: &Tensor, eps: f64, [gate, up, down]: [&Matrix; 3]) -> Result<Tensor> {
+/// Gradients go to x and to the adapters: norm and matrices are frozen. Where gate and up multiply in bf16, what they give is rounded to it and
+/// kept so. On another device it is composed of its parts, and takes no adapters.
+pub fn gated_feed_forward(x: &Tensor, norm: &Tensor, eps: f64, projections: [AdaptedMatrix; 3]) -> Result<Tensor> {
     let norm = norm.detach();
+    let [gate, up, down] = projections.each_ref().map(|own| &own.matrix);
     if !fused(&[x, &norm]) || ![gate, up, down].iter().all(|matrix| matrix.in_place()) {
+        if projections.iter().any(|own| own.low_rank.is_some()) {
+            bail!("feed-forward: adapters are for matrices in the host's memory");
+        }
         let normed = rms_norm(x, &norm, eps)?;
         return x + down.forward(&swiglu(&gate.forward(&normed)?, &up.forward(&normed)?)?)?;
     }
@@ -27,8 +33,13 @@ pub fn gated_feed_forward(x: &Tensor, norm: &Tensor, eps: f64, [gate, up, down]:
         let sizes = [gate.size(), up.size(), down.size()];
         bail!("feed-forward: x is {:?}, norm {:?}, gate, up and down {sizes:?}", x.shape(), norm.shape());
     }
-    let [gate, up, down] = [gate, up, down].map(Matrix::clone);
-    x.contiguous()?.apply_op1(FeedForward { norm, eps: eps as f32, gate, up, down, keep: x.track_op(), kept: Mutex::new(None) })
+    for own in &projections {
+        own.check("feed-forward")?;
+    }
+    let (tied, gradients) = (trained(&projections), Gradients::default());
+    let string = tie(&tied, &gradients)?;
+    let keep = x.track_op() || !tied.is_empty();
+    x.contiguous()?.apply_op2(&string, FeedForward { norm, eps: eps as f32, projections, keep, kept: Mutex::new(None), gradients })
 }
 
 vectorised! {
@@ -48,71 +59,102 @@ vectorised! {
             *gate = dgate;
         }
     }
-
-    fn add(sum: &mut [f32], x: &[f32]) {
-        for (sum, &x) in sum.iter_mut().zip(x) {
-            *sum += x;
-        }
-    }
-}
-
-fn add_all(sum: &mut [f32], x: &[f32]) {
-    for_pieces(sum, PIECE, |i, sum| add(sum, &x[i * PIECE..]));
 }
 
 struct FeedForward {
     norm: Tensor,
     eps: f32,
-    gate: Matrix,
-    up: Matrix,
-    down: Matrix,
+    /// Gate, up and down.
+    projections: [AdaptedMatrix; 3],
     keep: bool,
-    /// What gate and up gave, until the backward pass takes it.
-    kept: Mutex<Option<[kept::Values; 2]>>,
+    /// Until the backward pass takes it.
+    kept: Mutex<Option<Kept>>,
+    gradients: Gradients,
+}
+
+/// What a forward pass leaves.
+struct Kept {
+    /// What gate and up gave.
+    inner: [kept::Values; 2],
+    thin: [Thin; 2],
 }
 
 impl FeedForward {
+    fn inputs(&self) -> Result<Group<'_, 2>> {
+        let [gate, up, _] = &self.projections;
+        Group::of([gate, up])
+    }
+
+    fn output(&self) -> Result<Group<'_, 1>> {
+        Group::of([&self.projections[2]])
+    }
+
+    fn normed(&self, x: &[f32]) -> Result<Vec<f32>> {
+        Ok(rms_rows(x, &Values::of(&self.norm)?, self.eps))
+    }
+
     /// What gate and up give, rounded as it is kept, and the kept of it.
-    fn inner(&self, x: &[f32]) -> Result<([Vec<f32>; 2], [kept::Values; 2])> {
-        let normed = rms_rows(x, &Values::of(&self.norm)?, self.eps);
-        let [mut gate, mut up] = Matrix::multiply_each([&self.gate, &self.up], &normed, true);
-        let kept = [round_to(self.gate.precision(), &mut gate), round_to(self.up.precision(), &mut up)];
-        Ok(([gate, up], kept))
+    fn inner(&self, x: &[f32]) -> Result<([Vec<f32>; 2], Kept)> {
+        let ([mut gate, mut up], thin) = self.inputs()?.forward(&self.normed(x)?)?;
+        let [of_gate, of_up, _] = self.projections.each_ref().map(|own| own.matrix.precision());
+        let inner = [round_to(of_gate, &mut gate), round_to(of_up, &mut up)];
+        Ok(([gate, up], Kept { inner, thin: [thin, Thin::new()] }))
+    }
+
+    /// Gate, up and the adapters' thin products as the forward pass had them.
+    fn kept(&self, x: &[f32]) -> Result<([Vec<f32>; 2], [Thin; 2])> {
+        let taken = self.kept.lock().expect("no holder of the lock panics").take();
+        let Kept { inner, mut thin } = match taken {
+            Some(kept) => kept,
+            None => self.inner(x)?.1,
+        };
+        let inner = inner.map(kept::Values::widened);
+        let output = self.output()?;
+        if output.is_adapted() && thin[1].is_empty() {
+            thin[1] = output.add_adapters(&activated(inner[0].clone(), &inner[1]), [&mut vec![0.0; x.len()]])?;
+        }
+        Ok((inner, thin))
     }
 }
 
-impl CustomOp1 for FeedForward {
+/// silu(gate) * up.
+fn activated(mut gate: Vec<f32>, up: &[f32]) -> Vec<f32> {
+    for_pieces(&mut gate, PIECE, |i, gate| activate(gate, &up[i * PIECE..]));
+    gate
+}
+
+impl CustomOp2 for FeedForward {
     fn name(&self) -> &'static str {
         "feed-forward"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = values(x, layout)?;
-        let ([mut hidden, up], kept) = self.inner(x)?;
+        let ([gate, up], mut kept) = self.inner(x)?;
+        let hidden = activated(gate, &up);
+        let mut y = x.to_vec();
+        self.projections[2].matrix.add_multiply(&hidden, true, &mut y);
+        kept.thin[1] = self.output()?.add_adapters(&hidden, [&mut y])?;
         if self.keep {
             *self.kept.lock().expect("no holder of the lock panics") = Some(kept);
         }
-        for_pieces(&mut hidden, PIECE, |i, hidden| activate(hidden, &up[i * PIECE..]));
-        let mut y = self.down.multiply(&hidden, true);
-        add_all(&mut y, x);
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
-    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+    fn bwd(&self, x: &Tensor, string: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
         let (x_values, grad) = (Values::of(x)?, Values::of(&grad)?);
-        let kept = self.kept.lock().expect("no holder of the lock panics").take();
-        let [mut gate, mut up] = match kept {
-            Some(kept) => kept.map(kept::Values::widened),
-            None => self.inner(&x_values)?.0,
-        };
-        let hidden = self.down.multiply(&grad, false);
-        for_pieces2((&mut gate, PIECE), (&mut up, PIECE), |i, gate, up| gradients(gate, up, &hidden[i * PIECE..]));
-        drop(hidden);
-        let mut normed = self.gate.multiply(&gate, false);
-        self.up.add_multiply(&up, false, &mut normed);
-        let mut dx = rms_gradient(&x_values, &Values::of(&self.norm)?, &normed, self.eps);
+        let ([mut gate, mut up], thin) = self.kept(&x_values)?;
+        let (inputs, output) = (self.inputs()?, self.output()?);
+        let hidden = if output.is_adapted() { activated(gate.clone(), &up) } else { Vec::new() };
+        let (d_hidden, of_output) = output.backward(&hidden, &thin[1], [&grad])?;
+        for_pieces2((&mut gate, PIECE), (&mut up, PIECE), |i, gate, up| gradients(gate, up, &d_hidden[i * PIECE..]));
+        drop((hidden, d_hidden));
+        let normed = if inputs.is_adapted() { self.normed(&x_values)? } else { Vec::new() };
+        let (d_normed, of_inputs) = inputs.backward(&normed, &thin[0], [&gate, &up])?;
+        let mut dx = rms_gradient(&x_values, &Values::of(&self.norm)?, &d_normed, self.eps);
         add_all(&mut dx, &grad);
-        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+        self.gradients.set(of_inputs.into_iter().chain(of_output).map(Some).collect());
+        Ok((Some(Tensor::from_vec(dx, x.shape(), x.device())?), Some(string.zeros_like()?)))
     }
 }

@@ -16,6 +16,7 @@ macro_rules! or_cuda {
 
 mod activation;
 mod attention;
+mod attention_block;
 mod awake;
 mod bands;
 mod checkpoint;
@@ -30,7 +31,9 @@ mod feed_forward;
 mod few;
 mod gemm;
 mod kept;
+mod knots;
 mod linear;
+mod low_rank;
 mod matrix;
 mod memory;
 mod nearest;
@@ -44,15 +47,17 @@ pub mod transfers;
 
 pub use activation::{geglu, geglu_halves, gelu, swiglu};
 pub use attention::{Attention, attend_one, attention, attention_with_weights};
+pub use attention_block::{AttentionBlock, attention_block};
 pub use awake::{GRADIENT_STACK, awake};
 pub use checkpoint::{checkpoint, checkpoint_keeping_products};
 pub use conv3d::{ConvPadding, depthwise_conv3d};
 pub use cross_entropy::{cross_entropy, linear_cross_entropy};
-pub use dropout::dropout;
+pub use dropout::{DropoutMask, dropout};
 pub use feed_forward::gated_feed_forward;
 pub use few::FEW_ROWS;
 pub use gemm::Precision;
 pub use linear::{frozen_linear, linear, linear_residual};
+pub use low_rank::{AdaptedMatrix, LowRank};
 pub use matrix::{Bytes, Format, Matrix};
 pub use memory::{keep_elementwise_work_on_its_thread, reuse_freed_memory};
 pub use nearest::nearest_rows;

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, bail};
 
 use crate::composed;
-use crate::cpu::{Values, fused, made_in_pieces, values};
+use crate::cpu::{Values, for_pieces, fused, made_in_pieces, rows_a_piece, values};
 use crate::simd::vectorised;
 use crate::transfers;
 
@@ -43,6 +43,30 @@ vectorised! {
             }
         }
     }
+}
+
+vectorised! {
+    /// One row of whole heads, in place.
+    fn rotate_heads(row: &mut [f32], cos: &[f32], sin: &[f32], direction: f32) {
+        for head in row.chunks_exact_mut(2 * cos.len()) {
+            let (first, second) = head.split_at_mut(cos.len());
+            for (((a, b), &cos), &sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+                let sin = direction * sin;
+                (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+            }
+        }
+    }
+}
+
+/// Rotates rows (B L, H D) by their positions in place, or back where `direction` is -1. cos and sin: (L, D/2); `width` = H D.
+pub(crate) fn rotate_rows(rows: &mut [f32], width: usize, [cos, sin]: [&[f32]; 2], length: usize, direction: f32) {
+    let (half, rows_a_piece) = (cos.len() / length.max(1), rows_a_piece(width));
+    for_pieces(rows, rows_a_piece * width, |piece, rows| {
+        for (i, row) in rows.chunks_exact_mut(width).enumerate() {
+            let at = (piece * rows_a_piece + i) % length * half;
+            rotate_heads(row, &cos[at..at + half], &sin[at..at + half], direction);
+        }
+    });
 }
 
 struct Rope {

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use crate::cpu::{cleared, written};
 use crate::matrix::{Format, words};
-use pack::{LANES, Words, as_words, interleave_bits};
+use pack::{LANES, Words, as_values, as_words, interleave_bits, widen_bits};
 pub use tile::Level;
 use tile::{Place, Strip, WIDTH, multiply};
 
@@ -328,6 +328,7 @@ impl Task<'_> {
             Format::Bf16 if self.words.pairs && values.len().is_multiple_of(2) && start.is_multiple_of(2) => {
                 words::<u32>(row, start / 2, out.len(), |pairs| out.copy_from_slice(pairs));
             }
+            format if !self.words.pairs => format.read(row, start, as_values(out)),
             format => {
                 format.read(row, start, values);
                 self.words.along(values, out);
@@ -353,6 +354,10 @@ impl Task<'_> {
                 words::<u16>(rows[0], first, columns, |one| {
                     words::<u16>(rows[1], first, columns, |two| interleave_bits(one, two, strips, length * WIDTH));
                 });
+                continue;
+            }
+            if let (Format::Bf16, false) = (self.right.format, self.words.pairs) {
+                words::<u16>(self.right.row(p), first, columns, |row| widen_bits(row, &mut strips[word * WIDTH..], length * WIDTH));
                 continue;
             }
             self.read_across((first, columns), (p, second), values, lanes);
@@ -389,14 +394,6 @@ mod tests {
         (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5 - 1.0).collect()
     }
 
-    fn levels() -> Vec<Level> {
-        let best = Level::best();
-        [Level::Plain, Level::Avx512, Level::Avx512Bf16]
-            .into_iter()
-            .filter(|&level| level == Level::Plain || best == level || best == Level::Avx512Bf16)
-            .collect()
-    }
-
     const SIZES: [(usize, usize, usize); 9] =
         [(1, 1, 1), (3, 5, 7), (14, 512, 32), (15, 513, 33), (29, 255, 64), (5, 1030, 40), (40, 17, 100), (2, 600, 31), (64, 300, 257)];
 
@@ -412,7 +409,7 @@ mod tests {
 
     #[test]
     fn products_equal_those_in_f64_for_every_level_order_and_odd_size() {
-        for level in levels() {
+        for &level in Level::all() {
             for size @ (m, k, n) in SIZES {
                 let (a, b) = (noise(m * k, 1), noise(k * n, 2));
                 for (left_turned, turned) in [(false, false), (false, true), (true, false), (true, true)] {
@@ -434,7 +431,7 @@ mod tests {
 
     #[test]
     fn bf16_rows_are_multiplied_where_they_lie_in_both_directions() {
-        for level in levels() {
+        for &level in Level::all() {
             for size @ (m, k, n) in SIZES {
                 for turned in [false, true] {
                     let (a, b) = (noise(m * k, 3), noise(k * n, 4));

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Tensor};
 use ctscribe_lora::{Adapted, FixedFactor};
-use ctscribe_ops::{self as ops, Attention, Matrix};
+use ctscribe_ops::{self as ops, AdaptedMatrix, Attention, AttentionBlock, Matrix};
 use rand_chacha::ChaCha8Rng;
 
 use crate::Result;
@@ -66,6 +66,12 @@ impl Layer {
         key_mask: Option<&Tensor>,
         mut dropout: Option<&mut ChaCha8Rng>,
     ) -> Result<Tensor> {
+        if self.attends_in_place()
+            && let Some(projections) = self.in_place([Q, K, V, O], x, dropout.as_deref_mut())
+        {
+            let block = AttentionBlock { norm: &self.input_norm, eps: config.rms_norm_eps, projections, cos, sin, key_mask };
+            return Ok(ops::attention_block(x, &block)?);
+        }
         let mut project = |which: usize, x: &Tensor| self.projections[which].forward(x, dropout.as_deref_mut());
         let normed = ops::rms_norm(x, &self.input_norm, config.rms_norm_eps)?;
         let q = ops::rope(&split(&project(Q, &normed)?, config.num_attention_heads)?, cos, sin)?;
@@ -78,13 +84,35 @@ impl Layer {
 
     /// x and what the feed-forward block adds to it.
     pub(super) fn feed_forward(&self, x: &Tensor, config: &LlamaConfig, mut dropout: Option<&mut ChaCha8Rng>) -> Result<Tensor> {
+        if self.feeds_in_place()
+            && let Some(projections) = self.in_place([GATE, UP, DOWN], x, dropout.as_deref_mut())
+        {
+            return Ok(ops::gated_feed_forward(x, &self.post_norm, config.rms_norm_eps, projections)?);
+        }
         if let Some(matrices) = self.fixed_feed_forward() {
-            return Ok(ops::gated_feed_forward(x, &self.post_norm, config.rms_norm_eps, matrices)?);
+            return Ok(ops::gated_feed_forward(x, &self.post_norm, config.rms_norm_eps, matrices.map(AdaptedMatrix::from))?);
         }
         let mut project = |which: usize, x: &Tensor| self.projections[which].forward(x, dropout.as_deref_mut());
         let normed = ops::rms_norm(x, &self.post_norm, config.rms_norm_eps)?;
         let hidden = ops::swiglu(&project(GATE, &normed)?, &project(UP, &normed)?)?;
         Ok((x + project(DOWN, &hidden)?)?)
+    }
+
+    /// Whether attention is one operation, which keeps what its gradient needs by itself.
+    pub(super) fn attends_in_place(&self) -> bool {
+        !self.input_norm.track_op() && [Q, K, V, O].iter().all(|&which| self.projections[which].is_in_place())
+    }
+
+    /// Whether the feed-forward block is one operation, which keeps what its gradient needs by itself.
+    pub(super) fn feeds_in_place(&self) -> bool {
+        !self.post_norm.track_op() && [GATE, UP, DOWN].iter().all(|&which| self.projections[which].is_in_place())
+    }
+
+    /// Frozen projections with their adapters, which take rows of x or as many.
+    fn in_place<const N: usize>(&self, which: [usize; N], x: &Tensor, mut dropout: Option<&mut ChaCha8Rng>) -> Option<[AdaptedMatrix; N]> {
+        let rows = x.elem_count() / x.dims().last().copied().unwrap_or(1).max(1);
+        let own = |&which: &usize| self.projections[which].in_place(rows, dropout.as_deref_mut());
+        which.iter().map(own).collect::<Option<Vec<_>>>()?.try_into().ok()
     }
 
     /// Gate, up and down where nothing of them or of their norm is trained.
@@ -125,7 +153,7 @@ impl Layer {
         let mixed = join(&attend([&q, &k, &v], 1.0 / (config.head_width() as f64).sqrt())?)?;
         let x = (x + project(O, &mixed)?)?;
         if let Some(matrices) = self.fixed_feed_forward() {
-            return Ok(ops::gated_feed_forward(&x, &self.post_norm, config.rms_norm_eps, matrices)?);
+            return Ok(ops::gated_feed_forward(&x, &self.post_norm, config.rms_norm_eps, matrices.map(AdaptedMatrix::from))?);
         }
         let normed = ops::rms_norm(&x, &self.post_norm.detach(), config.rms_norm_eps)?;
         let hidden = ops::swiglu(&project(GATE, &normed)?, &project(UP, &normed)?)?;

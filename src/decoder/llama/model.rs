@@ -110,12 +110,12 @@ impl Llama {
         x: &Tensor,
         tables: (&Tensor, &Tensor),
         key_mask: Option<&Tensor>,
-        dropout: Option<&mut ChaCha8Rng>,
+        mut dropout: Option<&mut ChaCha8Rng>,
     ) -> Result<Tensor> {
-        if !self.recompute && !self.head.keeps_products() {
+        let fused = !self.recompute && layer.feeds_in_place();
+        if !self.recompute && (!self.head.keeps_products() || fused && layer.attends_in_place()) {
             return layer.forward(x, &self.config, tables, key_mask, dropout);
         }
-        let fused = !self.recompute && layer.fixed_feed_forward().is_some();
         let (inner, config, key_mask) = (layer.clone(), self.config.clone(), key_mask.cloned());
         let (cos, sin) = (tables.0.clone(), tables.1.clone());
         let block = move |x: &[Tensor], mut dropout: Option<&mut ChaCha8Rng>| {
@@ -125,9 +125,9 @@ impl Llama {
         match self.recompute {
             true => ops::checkpoint(&[x], dropout, block),
             false => {
-                let x = ops::checkpoint_keeping_products(&[x], dropout, block)?;
+                let x = ops::checkpoint_keeping_products(&[x], dropout.as_deref_mut(), block)?;
                 // it keeps what it needs by itself
-                if fused { layer.feed_forward(&x, &self.config, None) } else { Ok(x) }
+                if fused { layer.feed_forward(&x, &self.config, dropout) } else { Ok(x) }
             }
         }
     }
