@@ -20,8 +20,8 @@ use tile::{Place, Strip, WIDTH, multiply};
 /// Bytes of a strip's block on the inner axis for each of its columns: with f32 256 values, with pairs 512.
 const DEPTH: usize = 256;
 
-/// Strips that are packed together where the inner axis runs from row to row: 512 bytes of each row of bf16, since a strip's own 64 would
-/// cost a page's look-up and a cache line's way to memory each. Together they stay in the second-level cache.
+/// Strips that are packed together: a block of the left factor is read once for all of them, and where the inner axis runs from row to row, 512 bytes
+/// of each row of bf16, since a strip's own 64 would cost a page's look-up each. Together they stay in the second-level cache.
 const GROUP: usize = 8;
 
 /// Products below this are not worth a second core.
@@ -131,8 +131,7 @@ unsafe fn run(level: Level, (m, k): (usize, usize), left: Left, rights: &[(Right
         }
     }
     let work = |scratch: &mut Scratch, (task, first, count): &(Task, usize, usize)| {
-        let group = if task.right.turned { 1 } else { *count };
-        (*first..first + count).step_by(group).for_each(|first| task.group(first, group, scratch));
+        (*first..first + count).step_by(GROUP).for_each(|at| task.group(at, GROUP.min(first + count - at), scratch));
     };
     if m * k * rights.iter().map(|(_, n, _)| n).sum::<usize>() < PARALLEL_FROM {
         let mut scratch = Scratch::default();
@@ -251,6 +250,62 @@ fn pack_tile(left: Left, first: usize, (start, count): (usize, usize), words: Wo
     }
 }
 
+/// Bytes of a line of memory.
+const LINE: usize = 64;
+
+/// A part of the right factor: some rows (first, count), some lines of each.
+struct Lines<'a> {
+    right: &'a Right<'a>,
+    rows: (usize, usize),
+    start: usize,
+    lines: usize,
+}
+
+impl<'a> Lines<'a> {
+    /// Asks for the lines in `times` equal shares.
+    fn share(self, times: usize) -> Ahead<'a> {
+        let share = (self.rows.1 * self.lines).div_ceil(times.max(1));
+        Ahead { lines: self, share, row: 0, line: 0 }
+    }
+}
+
+/// Lines of memory that are asked for while others are multiplied: packing alone would wait for each.
+struct Ahead<'a> {
+    lines: Lines<'a>,
+    share: usize,
+    /// The next line.
+    row: usize,
+    line: usize,
+}
+
+impl Ahead<'_> {
+    /// Asks for the next share.
+    fn ask(&mut self) {
+        for _ in 0..self.share {
+            if self.row == self.lines.rows.1 {
+                return;
+            }
+            let row = self.lines.right.row(self.lines.rows.0 + self.row);
+            prefetch(row.as_ptr().wrapping_add(self.lines.start + self.line * LINE));
+            self.line += 1;
+            if self.line == self.lines.lines {
+                (self.row, self.line) = (self.row + 1, 0);
+            }
+        }
+    }
+}
+
+/// Asks for a line of memory in the second-level cache; nothing happens where there is none.
+fn prefetch(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: it reads nothing.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 #[derive(Default)]
 struct Scratch {
     strips: Vec<u32>,
@@ -275,7 +330,14 @@ impl Task<'_> {
     fn group(&self, first: usize, count: usize, scratch: &mut Scratch) {
         let ((_, k, n), (top, bottom), first) = (self.size, self.rows, first * WIDTH);
         let columns = (count * WIDTH).min(n - first);
-        for (block, span) in blocks(k, self.words).enumerate() {
+        let mut spans = blocks(k, self.words).enumerate().peekable();
+        while let Some((block, span)) = spans.next() {
+            let next = match spans.peek() {
+                Some(&(_, span)) => self.lines((first, columns), span),
+                None => self.lines((first + columns, columns.min(n - first - columns)), (0, span.1.min(k))),
+            };
+            let tiles = (bottom - top).div_ceil(self.packed.tile) * columns.div_ceil(WIDTH);
+            let mut ahead = next.share(tiles);
             let length = self.words.of(span.1);
             scratch.strips.resize(columns.div_ceil(WIDTH) * length * WIDTH, 0);
             if self.right.turned {
@@ -287,6 +349,7 @@ impl Task<'_> {
                 let (first, columns) = (first + index * WIDTH, WIDTH.min(columns - index * WIDTH));
                 let strip = Strip { words, stride: WIDTH };
                 for row in (top..bottom).step_by(self.packed.tile) {
+                    ahead.ask();
                     let rows = self.packed.tile.min(bottom - row);
                     // SAFETY: row and column lie inside (m, n); these rows of these columns are this task's.
                     unsafe {
@@ -302,6 +365,14 @@ impl Task<'_> {
                 }
             }
         }
+    }
+
+    /// Where the right factor's values for some columns (first, count) and some of the inner axis (first, count) lie.
+    fn lines(&self, columns: (usize, usize), span: (usize, usize)) -> Lines<'_> {
+        let (rows, along) = if self.right.turned { (columns, span) } else { (span, columns) };
+        let format = self.right.format;
+        let bytes = |values: usize| values / format.block() * format.block_bytes();
+        Lines { right: &self.right, rows, start: bytes(along.0), lines: bytes(along.1).div_ceil(LINE) }
     }
 
     /// The strips' columns are rows of the matrix, and the inner axis runs along them.

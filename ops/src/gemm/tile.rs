@@ -158,6 +158,14 @@ macro_rules! tile {
             let mut sums = [[_mm512_setzero_ps(); H]; R];
             let masks = [mask(place.columns, 0), mask(place.columns, 1)];
             let (mut a, mut b) = (left, right.words.as_ptr());
+            if place.add {
+                // they come while the products are made
+                for r in 0..R {
+                    for h in 0..H {
+                        _mm_prefetch::<_MM_HINT_T0>(place.start.wrapping_add(r * place.stride + 16 * h).cast());
+                    }
+                }
+            }
             for _ in 0..words {
                 // SAFETY: `multiply` has checked the lengths; loads are masked to the columns.
                 unsafe {
