@@ -15,6 +15,7 @@ macro_rules! or_cuda {
 }
 
 mod activation;
+mod affine;
 mod attention;
 mod awake;
 mod checkpoint;
@@ -42,6 +43,7 @@ mod softmax;
 pub mod transfers;
 
 pub use activation::{geglu, geglu_halves, gelu, swiglu};
+pub use affine::{Affine, merge_heads};
 pub use attention::{Attention, attend_one, attention, attention_with_weights};
 pub use awake::{GRADIENT_STACK, awake};
 pub use checkpoint::{checkpoint, checkpoint_keeping_products};
