@@ -15,6 +15,7 @@ macro_rules! or_cuda {
 }
 
 mod activation;
+mod affine;
 mod attention;
 mod attention_block;
 mod awake;
@@ -46,6 +47,7 @@ mod softmax;
 pub mod transfers;
 
 pub use activation::{geglu, geglu_halves, gelu, swiglu};
+pub use affine::{Affine, merge_heads};
 pub use attention::{Attention, attend_one, attention, attention_with_weights};
 pub use attention_block::{AttentionBlock, attention_block};
 pub use awake::{GRADIENT_STACK, awake};

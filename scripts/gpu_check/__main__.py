@@ -30,6 +30,7 @@ def arguments(given=None):
     parser.add_argument("--out", type=Path, default=Path("."), help="where gpu-check.json and gpu-check.md go")
     setting("--ctscribe", "CTSCRIBE", "the program, in place of a build")
     setting("--on-cuda", "ON_CUDA", "the test program on_cuda of ctscribe-ops, in place of a build")
+    setting("--device-tests", "DEVICE_TESTS", "the test program device of ctscribe, in place of a build")
     setting("--attention-times", "ATTENTION_TIMES", "the example attention_times of ctscribe-ops, in place of a build")
     setting("--python", "BENCH_PYTHON", "a Python with torch, and for LoRA transformers and peft", sys.executable)
     setting("--models", "BENCH_MODELS", "where random weights are made, 14 GB for the 7B", str(Path.home() / ".cache/ctscribe-bench"))

@@ -22,7 +22,8 @@ class Check:
     def __init__(self, options):
         self.options, self.device = options, options.device
         self.on_cuda = options.device != "cpu"
-        self.ctscribe, self.on_cuda_test, self.attention_times = options.ctscribe, options.on_cuda, options.attention_times
+        self.ctscribe, self.attention_times = options.ctscribe, options.attention_times
+        self.on_cuda_test, self.device_tests = options.on_cuda, options.device_tests
         self.machine = machine(self)
 
     def program(self):
@@ -73,12 +74,15 @@ TARGETS = {
     "ctscribe": ["-p", "ctscribe", "--bin", "ctscribe"],
     "attention_times": ["-p", "ctscribe-ops", "--example", "attention_times"],
     "on_cuda": ["-p", "ctscribe-ops", "--test", "on_cuda"],
+    "device": ["-p", "ctscribe", "--test", "device"],
 }
 
 
 def build(check, limit, record):
-    """The program, the comparison and the timer, where they are not given."""
-    given = {"ctscribe": check.ctscribe, "attention_times": check.attention_times} | ({"on_cuda": check.on_cuda_test} if check.on_cuda else {})
+    """The program, the comparisons and the timer, where they are not given."""
+    given = {"ctscribe": check.ctscribe, "attention_times": check.attention_times}
+    if check.on_cuda:
+        given |= {"on_cuda": check.on_cuda_test, "device": check.device_tests}
     for name, path in given.items():
         if path and not os.access(path, os.X_OK):
             raise Failed(f"{name}: {path} is no program that can be run")
@@ -86,9 +90,9 @@ def build(check, limit, record):
         record["notes"].append(f"given, not built: {', '.join(given)}")
         return "measured"
     if not shutil.which("cargo"):
-        raise Skipped("no cargo on the path; CTSCRIBE, ON_CUDA and ATTENTION_TIMES name programs that were built elsewhere")
+        raise Skipped("no cargo on the path; CTSCRIBE, ON_CUDA, DEVICE_TESTS and ATTENTION_TIMES name programs that were built elsewhere")
     if check.on_cuda and not shutil.which("nvcc"):
-        raise Skipped("no nvcc on the path, and CUDA_HOME names none; CTSCRIBE, ON_CUDA and ATTENTION_TIMES name programs that were built elsewhere")
+        raise Skipped("no nvcc on the path, and CUDA_HOME names none; CTSCRIBE, ON_CUDA, DEVICE_TESTS and ATTENTION_TIMES name programs that were built elsewhere")
     target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
     warm = any((target / "release/build").glob("candle-kernels-*" if check.on_cuda else "*"))
     record["notes"].append(f"{target} was {'warm' if warm else 'cold'}")
@@ -106,19 +110,24 @@ def build(check, limit, record):
     check.ctscribe = check.ctscribe or built.get("ctscribe")
     check.attention_times = check.attention_times or built.get("attention_times")
     check.on_cuda_test = check.on_cuda_test or built.get("on_cuda")
+    check.device_tests = check.device_tests or built.get("device")
     record["rows"].append({"build": ", ".join(missing), "seconds": ended.seconds, "target": "warm" if warm else "cold"})
     return "measured"
 
 
-# operations
+# comparisons
 
 
-def comparison(check):
+def comparison(check, program, name, variable):
     if not check.on_cuda:
-        raise Skipped("the operations are compared between a CUDA device and the CPU: there is one device here")
-    if not check.on_cuda_test:
-        raise Skipped("no test program on_cuda: it was not built (ON_CUDA names one)")
-    return check.on_cuda_test
+        raise Skipped(f"{name} compares a CUDA device with the CPU: there is one device here")
+    if not program:
+        raise Skipped(f"no test program {name}: it was not built ({variable} names one)")
+    return program
+
+
+def operations(check):
+    return comparison(check, check.on_cuda_test, "on_cuda", "ON_CUDA")
 
 
 def passed(printed):
@@ -131,24 +140,44 @@ def passed(printed):
     return sum(map(int, counts))
 
 
-def ops(check, limit, record):
-    """Every operation's values and gradients on the device and on the CPU."""
-    ended = run([comparison(check), "--nocapture"], limit.left(), check.device)
+def faults(text):
+    """What a Rust test program says of its failures.
+
+    >>> faults("thread 'a' panicked at tests/a.rs:1:2:\\nstage 0: 0.3 apart\\ntest a ... FAILED\\ntest b ... ok")
+    ['stage 0: 0.3 apart', 'test a ... FAILED']
+    """
+    lines = text.splitlines()
+    told = [line for before, line in zip([""] + lines, lines) if "panicked at" in before or "off by" in line or line.endswith("FAILED")]
+    return list(dict.fromkeys(told))
+
+
+def compared(check, limit, record, program):
+    """A test program that compares the device with the CPU."""
+    ended = run([program, "--nocapture"], limit.left(), check.device)
     if ended.code is None:
         raise Skipped(ended.complaint())
-    if "no CUDA device" in ended.errors + ended.printed:
+    if "nothing was compared" in ended.errors + ended.printed:
         raise Skipped("the driver gave no device; nothing was compared")
     count = passed(ended.printed)
     if ended.code or not count:
-        failures = [line for line in (ended.errors + ended.printed).splitlines() if "off by" in line or line.endswith("FAILED")]
-        raise Failed("; ".join(failures[:5]) or ended.complaint())
+        raise Failed("; ".join(faults(ended.errors + ended.printed)[:5]) or ended.complaint())
     record["rows"].append({"tests": count, "seconds": ended.seconds})
     return "agrees"
 
 
+def ops(check, limit, record):
+    """Every operation's values and gradients on the device and on the CPU."""
+    return compared(check, limit, record, operations(check))
+
+
+def stages(check, limit, record):
+    """Gradients of both stages and decoders, an observation, a step's waits and a resumed run on the device."""
+    return compared(check, limit, record, comparison(check, check.device_tests, "device", "DEVICE_TESTS"))
+
+
 def sanitizer(check, limit, record):
     """The same under compute-sanitizer."""
-    program = comparison(check)
+    program = operations(check)
     if not shutil.which("compute-sanitizer"):
         raise Skipped("compute-sanitizer is not installed")
     for tool in ("memcheck", "racecheck"):
@@ -339,8 +368,9 @@ class Part:
 
 # In this order: what proves comes before what times. Where the build is not warm, what comes last may find nothing left of the whole.
 PARTS = {
-    "build": Part(build, 240, "builds the program, the comparison and the timer with the machine's nvcc"),
+    "build": Part(build, 240, "builds the program, the comparisons and the timer with the machine's nvcc"),
     "ops": Part(ops, 40, "every operation, values and gradients, against the CPU"),
+    "stages": Part(stages, 40, "both stages, both decoders, an observation and a resumed run of tiny models, against the CPU"),
     "training": Part(training, 100, "the quick demo on the device and on the CPU: the same losses"),
     "attention": Part(attention, 40, "attention beside PyTorch's, timed"),
     "weights": Part(weights, 150, "random weights of LLaMA2-7B"),

@@ -6,7 +6,7 @@ import os
 import time
 
 
-COMPARING = ("ops", "training", "sanitizer")
+COMPARING = ("ops", "stages", "training", "sanitizer")
 
 
 def exit_code(records):

@@ -32,6 +32,15 @@ if name == "on_cuda":
         print("rope BF16, output 0: off by 3 of 1")
         sys.exit(101)
     print("test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s")
+elif name == "device_tests":
+    if fault == "no device":
+        print("nothing was compared: no CUDA device", file=sys.stderr)
+    if fault == "stage":
+        print("thread 'gradients' panicked at tests/device/main.rs:1:2:\\nstage 1: the gradient of projector.weight is 0.3 apart", file=sys.stderr)
+        print("test gradients ... FAILED")
+        sys.exit(101)
+    time.sleep(60 if fault == "slow stages" else 0)
+    print("test result: ok. 4 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s")
 elif name == "attention_times":
     for shape in words[3:]:
         print(json.dumps({"shape": shape, "forward_ms": 1.0, "both_ms": 4.0}), flush=True)
@@ -80,7 +89,7 @@ class Checked:
     def __init__(self, *options, fault="", **environment):
         with tempfile.TemporaryDirectory() as folder:
             folder = Path(folder)
-            programs = {name: folder / name for name in ("ctscribe", "on_cuda", "attention_times")}
+            programs = {name: folder / name for name in ("ctscribe", "on_cuda", "device_tests", "attention_times")}
             for path in programs.values():
                 path.write_text(STAND_IN)
                 path.chmod(0o755)
@@ -110,9 +119,9 @@ class GpuCheck(unittest.TestCase):
         checked = Checked()
         self.assertEqual(checked.code, 0, checked.said.getvalue())
         results = {name: record["result"] for name, record in checked.parts.items()}
-        self.assertEqual(results, {"build": "measured", "ops": "agrees", "training": "agrees", "attention": "measured", "weights": "measured",
+        self.assertEqual(results, {"build": "measured", "ops": "agrees", "stages": "agrees", "training": "agrees", "attention": "measured", "weights": "measured",
                                    "lora": "measured", "sanitizer": "not run"})
-        self.assertEqual(checked.parts["ops"]["rows"][0]["tests"], 12)
+        self.assertEqual([checked.parts[part]["rows"][0]["tests"] for part in ("ops", "stages")], [12, 4])
         shapes = [row["batch x tokens"] for row in checked.parts["attention"]["rows"]]
         self.assertEqual(shapes, ["1x526", "4x526", "8x526", "1x2048", "4x2048", "8x2048"])
         timed = [(row["batch"], row["tokens"], row["ours s"]) for row in checked.parts["lora"]["rows"]]
@@ -138,6 +147,25 @@ class GpuCheck(unittest.TestCase):
         self.assertEqual((checked.code, checked.parts["training"]["result"]), (1, "agrees"))
         self.assertIn("off by 3 of 1", checked.parts["ops"]["why"])
 
+    def test_a_wrong_gradient_of_a_stage_fails_it_and_the_rest_goes_on(self):
+        checked = Checked(fault="stage")
+        self.assertEqual((checked.code, checked.parts["ops"]["result"], checked.parts["training"]["result"]), (1, "agrees", "agrees"))
+        self.assertEqual(checked.parts["stages"]["why"], "stage 1: the gradient of projector.weight is 0.3 apart; test gradients ... FAILED")
+
+    def test_stages_end_with_their_seconds(self):
+        start = time.monotonic()
+        checked = Checked("--seconds", "stages=1", "--part", "stages", "--part", "ops", fault="slow stages")
+        self.assertLess(time.monotonic() - start, 20)
+        self.assertEqual((checked.code, checked.parts["stages"]["result"]), (0, "not run"))
+        self.assertIn("out of time after 1 s", checked.parts["stages"]["why"])
+
+    def test_on_the_cpu_what_compares_it_with_a_device_is_passed_over_with_a_word(self):
+        checked = Checked("--device", "cpu", "--part", "ops", "--part", "stages", "--part", "sanitizer")
+        self.assertEqual(checked.code, 2)
+        for part, program in (("ops", "on_cuda"), ("stages", "device"), ("sanitizer", "on_cuda")):
+            record = checked.parts[part]
+            self.assertEqual((record["result"], record["why"]), ("not run", f"{program} compares a CUDA device with the CPU: there is one device here"))
+
     def test_a_program_of_ours_that_breaks_fails_it(self):
         for part, fault, words in (("training", "demo", "illegal memory access"), ("lora", "bench", "an illegal memory access")):
             checked = Checked("--part", "weights", "--part", part, fault=fault)
@@ -145,8 +173,9 @@ class GpuCheck(unittest.TestCase):
             self.assertIn(words, checked.parts[part]["why"])
 
     def test_without_a_device_or_the_option_for_it_nothing_is_compared(self):
-        checked = Checked("--part", "ops", fault="no device")
-        self.assertEqual((checked.code, checked.parts["ops"]["why"]), (2, "the driver gave no device; nothing was compared"))
+        for part in ("ops", "stages"):
+            checked = Checked("--part", part, fault="no device")
+            self.assertEqual((checked.code, checked.parts[part]["why"]), (2, "the driver gave no device; nothing was compared"))
         checked = Checked("--part", "training", "--part", "weights", "--part", "lora", fault="old")
         self.assertEqual(checked.code, 2)
         for part in ("training", "lora"):

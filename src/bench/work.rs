@@ -12,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use super::{Measured, measure};
 use crate::config::{Config, OptimizerConfig};
 use crate::generate::open_llama;
-use crate::text::bert::{BertConfig, BertEncoder};
+use crate::text::bert::{BertConfig, BertEncoder, Precision};
 use crate::train::AdamW;
 use crate::vision::CtVit;
 use crate::weights::Params;
@@ -47,7 +47,7 @@ fn noise(rng: &mut ChaCha8Rng, shape: &[usize], scale: f32) -> Result<Tensor> {
     Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }
 
-/// [`measure`] of work that keeps the cores awake, as training and writing do.
+/// [`measure`] of work that keeps the cores awake, as training, writing and encoding do.
 fn measure_awake(runs: usize, mut work: impl FnMut() -> Result<()> + Send) -> Result<Measured> {
     measure(runs, || awake(&mut work))
 }
@@ -173,8 +173,8 @@ pub fn prepare_file(path: &Path, target: [usize; 3], runs: usize) -> Result<Meas
     })
 }
 
-/// Times BERT-base with random weights on `sentences` sentences of `tokens` tokens.
-pub fn text_encoder(sentences: usize, tokens: usize, runs: usize, device: &Device) -> Result<Measured> {
+/// Times BERT-base with random weights in `precision` on `sentences` sentences of `tokens` tokens.
+pub fn text_encoder((sentences, tokens): (usize, usize), precision: Precision, runs: usize, device: &Device) -> Result<Measured> {
     let config = BertConfig {
         vocab_size: 30_522,
         hidden_size: 768,
@@ -188,10 +188,10 @@ pub fn text_encoder(sentences: usize, tokens: usize, runs: usize, device: &Devic
         hidden_dropout_prob: 0.0,
         model_type: "bert".to_string(),
     };
-    let model = BertEncoder::new(&config, &Params::fresh(1, device).frozen())?;
+    let model = BertEncoder::new(&config, precision, &Params::fresh(1, device))?;
     let ids = ids(&mut ChaCha8Rng::seed_from_u64(0), sentences, tokens, 30_000)?;
     let mask = ids.ones_like()?;
-    measure(runs, || {
+    measure_awake(runs, || {
         // waits for the device
         read_number(&model.forward(&ids, &mask)?.sum_all()?)?;
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use ctscribe_ops::FEW_ROWS;
 use serde_json::json;
 
@@ -11,6 +11,7 @@ use crate::bench::{DecodeOptions, Measured, ReportOptions, StepOptions};
 use crate::bench::{decode, encode, lora_step, prefill, prepare_file, report, text_encoder, train_encoder};
 use crate::data::Subset;
 use crate::device::DeviceName;
+use crate::text::Precision;
 
 use super::run::{print_json, three};
 
@@ -114,7 +115,28 @@ enum Work {
         scan: PathBuf,
     },
     /// BERT-base on 64 sentences of 40 tokens.
-    TextEncoder,
+    TextEncoder {
+        /// The numbers of its weights and products.
+        #[arg(long, default_value = "f32")]
+        dtype: Dtype,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Dtype {
+    /// 32 bits.
+    F32,
+    /// bf16, with sums in f32.
+    Bf16,
+}
+
+impl From<Dtype> for Precision {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Precision::F32,
+            Dtype::Bf16 => Precision::Bf16,
+        }
+    }
 }
 
 impl Args {
@@ -137,7 +159,7 @@ impl Args {
             Work::Encode { shape, train: false, .. } => ("encode", 1, encode(voxels(&shape)?, runs, &device)?),
             Work::Encode { shape, recompute, .. } => ("train-encoder", 1, train_encoder(voxels(&shape)?, recompute, runs, &device)?),
             Work::Prepare { scan } => ("prepare", 1, prepare_file(&scan, [240, 480, 480], runs)?),
-            Work::TextEncoder => ("text-encoder", 64, text_encoder(64, 40, runs, &device)?),
+            Work::TextEncoder { dtype } => ("text-encoder", 64, text_encoder((64, 40), dtype.into(), runs, &device)?),
         };
         print(name, tokens, &measured);
         Ok(())

@@ -124,6 +124,7 @@ fn set(root: &mut Value, text: &str) -> std::result::Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::text::{EncoderConfig, Precision};
 
     #[test]
     fn every_preset_is_whole_and_reads_back_as_it_was_written() {
@@ -164,6 +165,21 @@ mod tests {
         assert_eq!(there.sha256().unwrap(), here.sha256().unwrap());
         let message = Config::load("phantom", &["device=gpu".to_string()]).unwrap_err().to_string();
         assert!(message.contains("no device is called `gpu`"), "{message}");
+    }
+
+    #[test]
+    fn the_text_encoders_precision_is_read_and_a_wrong_or_missing_one_refused() {
+        let precision = |sets: &[String]| match Config::load("ct-rate-bert", sets).map(|config| config.text.encoder) {
+            Ok(EncoderConfig::Bert { precision, .. }) => Ok(precision),
+            Ok(other) => panic!("{other:?}"),
+            Err(e) => Err(e.to_string()),
+        };
+        assert_eq!(precision(&[]), Ok(Precision::F32));
+        assert_eq!(precision(&["text.encoder.precision=bf16".to_string()]), Ok(Precision::Bf16));
+        let message = precision(&["text.encoder.precision=f64".to_string()]).unwrap_err();
+        assert!(message.contains("f64") && message.contains("`f32` or `bf16`"), "{message}");
+        let message = precision(&["text.encoder={kind: bert, folder: x, pooling: cls, max_tokens: 256}".to_string()]).unwrap_err();
+        assert!(message.contains("precision"), "{message}");
     }
 
     #[test]

@@ -143,11 +143,12 @@ impl Preparation<'_> {
         format!("{:x}", hasher.finalize())
     }
 
-    /// Makes the cache's folder, or finds in it what was prepared in the same way.
+    /// Makes the cache's folder, or finds in it what was prepared in the same way, less what a killed call left half written.
     fn open_root(&self) -> Result<()> {
         let volumes = self.root.join("volumes");
         fs::create_dir_all(&volumes).map_err(|e| Error::io(&volumes, e))?;
-        agree(&self.root.join(PREPARATION), self.config)
+        agree(&self.root.join(PREPARATION), self.config)?;
+        weights::remove_leftovers(&volumes).map(drop)
     }
 
     /// What is told of all volumes: `prepare.csv`, the published splits, and last the studies, with which a cache can be opened.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 
 use crate::text::bert::BertEncoder;
-use crate::text::{Tokenizer, padded, read_bert};
+use crate::text::{Precision, Tokenizer, padded, read_bert};
 use crate::weights::sha256;
 use crate::{Error, Result};
 
@@ -26,7 +26,7 @@ pub struct BertScore {
 impl BertScore {
     /// The encoder in `folder` (Hugging Face's layout); states after `layer` layers, all of them if `None`.
     pub fn open(folder: &Path, layer: Option<usize>) -> Result<Self> {
-        let (encoder, tokenizer) = (read_bert(folder, &Device::Cpu)?, Tokenizer::read(folder)?);
+        let (encoder, tokenizer) = (read_bert(folder, Precision::F32, &Device::Cpu)?, Tokenizer::read(folder)?);
         let layers = encoder.config().num_hidden_layers;
         let layer = layer.unwrap_or(layers);
         if layer == 0 || layer > layers {

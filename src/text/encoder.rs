@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use ctscribe_ops::transfers;
+use ctscribe_ops::{awake, transfers};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use crate::weights::{self, Params};
 use crate::{Error, Result};
 
-use super::bert::{BertConfig, BertEncoder};
+use super::bert::{BertConfig, BertEncoder, Precision};
 use super::tokenizer::Tokenizer;
 
 /// Which frozen encoder.
@@ -29,6 +29,8 @@ pub enum EncoderConfig {
         pooling: Pooling,
         /// Longest text in tokens.
         max_tokens: usize,
+        /// The numbers of its weights and products.
+        precision: Precision,
     },
     /// Words hashed to random directions and summed: needs no weights (phantom.md).
     HashedWords {
@@ -80,8 +82,8 @@ impl TextEncoder {
     pub fn new(config: &EncoderConfig, device: &Device) -> Result<Self> {
         match config {
             EncoderConfig::HashedWords { width, seed } => Ok(TextEncoder::HashedWords { width: *width, seed: *seed }),
-            EncoderConfig::Bert { folder, pooling, max_tokens } => {
-                let encoder = read_bert(folder, device)?;
+            EncoderConfig::Bert { folder, pooling, max_tokens, precision } => {
+                let encoder = read_bert(folder, *precision, device)?;
                 let max_tokens = (*max_tokens).min(encoder.config().max_position_embeddings);
                 let tokenizer = Box::new(Tokenizer::read(folder)?);
                 Ok(TextEncoder::Bert { encoder: Box::new(encoder), tokenizer, pooling: *pooling, max_tokens })
@@ -101,20 +103,20 @@ impl TextEncoder {
     pub fn encode(&self, texts: &[String]) -> Result<Vec<Vec<f32>>> {
         let mut distinct: Vec<&str> = texts.iter().map(String::as_str).collect::<HashSet<_>>().into_iter().collect();
         distinct.sort_by_key(|text| (text.len(), *text));
-        let mut features: HashMap<&str, Vec<f32>> = HashMap::new();
-        for chunk in distinct.chunks(BATCH) {
-            let encoded = match self {
-                TextEncoder::HashedWords { width, seed } => chunk.iter().map(|text| hashed_words(text, *width, *seed)).collect(),
-                TextEncoder::Bert { encoder, tokenizer, pooling, max_tokens } => bert(encoder, tokenizer, *pooling, *max_tokens, chunk)?,
-            };
-            features.extend(chunk.iter().copied().zip(encoded));
-        }
+        let encoded = match self {
+            TextEncoder::HashedWords { width, seed } => distinct.iter().map(|text| hashed_words(text, *width, *seed)).collect(),
+            TextEncoder::Bert { encoder, tokenizer, pooling, max_tokens } => {
+                let batch = |texts: &[&str]| bert(encoder, tokenizer, *pooling, *max_tokens, texts);
+                awake(|| distinct.chunks(BATCH).map(batch).collect::<Result<Vec<_>>>())?.concat()
+            }
+        };
+        let features: HashMap<&str, Vec<f32>> = distinct.into_iter().zip(encoded).collect();
         Ok(texts.iter().map(|text| features[text.as_str()].clone()).collect())
     }
 }
 
 /// The encoder in a folder of Hugging Face's layout. CXR-BERT's checkpoint holds `bert.*` beside heads that are not used (peers.md d).
-pub(crate) fn read_bert(folder: &Path, device: &Device) -> Result<BertEncoder> {
+pub(crate) fn read_bert(folder: &Path, precision: Precision, device: &Device) -> Result<BertEncoder> {
     let config = BertConfig::read(&folder.join("config.json"))?;
     let archive = ["pytorch_model.bin", "model.pt"].map(|name| folder.join(name)).into_iter().find(|path| path.is_file());
     let has_safetensors = folder.join("model.safetensors").is_file();
@@ -122,7 +124,7 @@ pub(crate) fn read_bert(folder: &Path, device: &Device) -> Result<BertEncoder> {
     let tensors = weights::part(weights::open(&file)?, "bert.");
     let tensors = tensors.into_iter().filter(|(name, _)| !name.starts_with("cls")).collect();
     let params = Params::loaded(file.display().to_string(), tensors, device).frozen();
-    let encoder = BertEncoder::new(&config, &params)?;
+    let encoder = BertEncoder::new(&config, precision, &params)?;
     params.finish()?;
     Ok(encoder)
 }

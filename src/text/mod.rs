@@ -14,6 +14,7 @@ mod tokenizer;
 pub use audit::{
     Agreement, Audit, LabelAudit, StructureAudit, Study, audit_labels, audit_structures, read_labels, read_studies, unknown_labels,
 };
+pub use bert::Precision;
 pub(crate) use encoder::read_bert;
 pub use encoder::{EncoderConfig, Pooling, TextEncoder, padded};
 pub use findings::{FINDINGS, LABELLER, label_report};

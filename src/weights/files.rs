@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor, pickle};
@@ -162,12 +162,60 @@ fn write_beside(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: &Hash
     Ok(aside)
 }
 
-/// A file in `folder` that will be renamed, readable by whom the umask allows.
+/// What the name of a file that will be renamed begins with, before [`ASIDE_RANDOM`] letters and digits.
+const ASIDE: &str = ".tmp";
+const ASIDE_RANDOM: usize = 6;
+
+/// A file in `folder` that will be renamed, readable by whom the umask allows. It is locked while its process lives, by which
+/// [`remove_leftovers`] knows it.
 fn beside(folder: &Path) -> Result<tempfile::NamedTempFile> {
     let mut builder = tempfile::Builder::new();
+    builder.prefix(ASIDE).rand_bytes(ASIDE_RANDOM);
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.tempfile_in(folder).map_err(|e| Error::io(folder, e))
+    loop {
+        let file = builder.tempfile_in(folder).map_err(|e| Error::io(folder, e))?;
+        if owned(file.as_file()).map_err(|e| Error::io(folder, e))? {
+            return Ok(file);
+        }
+    }
+}
+
+/// Locks a new file; false where [`remove_leftovers`] came between its making and its lock.
+#[cfg(unix)]
+fn owned(file: &fs::File) -> io::Result<bool> {
+    loop {
+        match file.lock() {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            // a file system without locks: nothing is removed there either
+            _ => return Ok(std::os::unix::fs::MetadataExt::nlink(&file.metadata()?) > 0),
+        }
+    }
+}
+
+/// Locks of other systems keep the file's other writers out.
+#[cfg(not(unix))]
+fn owned(_: &fs::File) -> io::Result<bool> {
+    Ok(true)
+}
+
+/// Removes from `folder` the files that were to be renamed and whose process was killed before; how many. A file is left alone while its process lives:
+/// that one holds its lock, which a process loses however it ends. Where the file system or the system has no such locks nothing is removed.
+pub fn remove_leftovers(folder: &Path) -> Result<usize> {
+    let entries = fs::read_dir(folder).map_err(|e| Error::io(folder, e))?;
+    let aside = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_file()) && is_aside(&entry.file_name().to_string_lossy());
+    let removed = |entry: &fs::DirEntry| {
+        // a lock that others respect on a network needs a file that is open for writing
+        let file = fs::File::options().write(true).open(entry.path());
+        // the lock is held while the file goes, so that its maker, if it has just come, sees it gone
+        cfg!(unix) && file.is_ok_and(|file| file.try_lock().is_ok() && fs::remove_file(entry.path()).is_ok())
+    };
+    Ok(entries.flatten().filter(aside).filter(removed).count())
+}
+
+/// Whether a file's name is one that [`beside`] gives.
+fn is_aside(name: &str) -> bool {
+    name.strip_prefix(ASIDE).is_some_and(|random| random.len() == ASIDE_RANDOM && random.bytes().all(|byte| byte.is_ascii_alphanumeric()))
 }
 
 /// Writes `bytes` to `path`: aside, fsynced, renamed.
@@ -238,6 +286,47 @@ mod tests {
         assert_eq!(back["w"].to_vec2::<f32>().unwrap(), [[1.0, 2.0]]);
         assert_eq!(back["empty"].dims(), [2, 0, 3]);
         assert_eq!(metadata(&path).unwrap()["kind"], "test");
+    }
+
+    /// Not a test but the process that one kills: it makes a file aside in the folder of this variable, and waits.
+    const HOLDS: &str = "CTSCRIBE_TEST_HOLDS_A_FILE_IN";
+
+    #[test]
+    fn holds_a_file() {
+        let Some(folder) = std::env::var_os(HOLDS) else { return };
+        let mut file = beside(Path::new(&folder)).unwrap();
+        file.write_all(b"half").unwrap();
+        std::thread::sleep(std::time::Duration::from_secs(60));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn files_of_a_killed_process_are_removed_and_those_of_a_living_one_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let written = || {
+            let entries = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap());
+            entries.filter(|entry| entry.file_type().unwrap().is_file() && entry.metadata().unwrap().len() > 0).count()
+        };
+        let foreign = [".tmp", ".tmpnotes", ".tmpabc-12", "tmpabc123", "a.safetensors"];
+        foreign.iter().for_each(|name| fs::write(folder.path().join(name), b"a user's").unwrap());
+        fs::create_dir(folder.path().join(".tmpfolder")).unwrap();
+        let own = beside(folder.path()).unwrap();
+        let program = std::env::current_exe().unwrap();
+        let mut command = std::process::Command::new(program);
+        let mut other = command.args(["holds_a_file", "--nocapture"]).env(HOLDS, folder.path()).spawn().unwrap();
+        let begun = std::time::Instant::now();
+        // this one's own file is empty, the other's is written once it is locked
+        while written() == foreign.len() {
+            assert!(begun.elapsed().as_secs() < 30 && other.try_wait().unwrap().is_none());
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        assert_eq!(remove_leftovers(folder.path()).unwrap(), 0);
+        other.kill().unwrap();
+        other.wait().unwrap();
+        assert_eq!(remove_leftovers(folder.path()).unwrap(), 1);
+        assert!(own.path().exists());
+        drop(own);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), foreign.len() + 1);
     }
 
     #[test]

@@ -12,7 +12,7 @@ mod writer;
 pub use archive::{convert, converted_name};
 pub use catalogue::{CatalogueEntry, CatalogueFile, CatalogueSource, catalogue, entry};
 pub use fetch::{Fetched, fetch, verify};
-pub use files::{copy_files, metadata, open, part, save, sha256, write, write_aside};
+pub use files::{copy_files, metadata, open, part, remove_leftovers, save, sha256, write, write_aside};
 pub use mapped::{GgufMetadata, Mapped};
 pub use params::{Init, LoadReport, Params};
 pub use writer::{Mix, Source, write_gguf, write_shards};

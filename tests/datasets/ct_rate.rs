@@ -196,7 +196,8 @@ fn an_interrupted_preparation_goes_on_keeps_its_verdicts_and_ends_like_an_unbrok
     let mut first = read_ct_rate(folder.path(), &config.data, config.seed).unwrap();
     first.studies.truncate(2);
     prepared(&first, &config, &broken, 1);
-    // killed: the volumes are there, the tables are not
+    // killed: the volumes are there and half of another one, the tables are not
+    fs::write(broken.join("volumes/.tmpaB3xYz"), b"half").unwrap();
     ["prepare.csv", "studies.jsonl", "splits.json"].iter().for_each(|name| fs::remove_file(broken.join(name)).unwrap());
     assert!(Cache::open(&broken).is_err());
     let (report, cache) = prepared(&dataset, &config, &broken, 3);
@@ -208,6 +209,7 @@ fn an_interrupted_preparation_goes_on_keeps_its_verdicts_and_ends_like_an_unbrok
         let file = format!("volumes/{}.safetensors", study.name);
         assert!(fs::read(broken.join(&file)).unwrap() == fs::read(unbroken.join(&file)).unwrap(), "{file}");
     }
+    assert_eq!(fs::read_dir(broken.join("volumes")).unwrap().count(), cache.studies.len(), "the half is gone");
     let (kept, whole) = (verdicts(&broken), verdicts(&unbroken));
     assert_eq!((kept["valid_1_a_1"][1].as_str(), &kept["valid_1_a_1"][2..]), ("kept", &whole["valid_1_a_1"][2..]));
 }

@@ -31,11 +31,11 @@ pub fn prepare<'a>(list: &'a Path, cache: &'a Path) -> Vec<&'a str> {
     vec!["prepare", text(list), "--source", "csv", "--out", text(cache), "--config", "phantom", "--workers", "1"]
 }
 
-/// Every file of a cache; those that a killed process was writing stay aside, under names of their own.
+/// Every file of a cache.
 fn files(cache: &Path) -> Vec<(String, Vec<u8>)> {
     let entries = walkdir::WalkDir::new(cache).sort_by_file_name().into_iter().map(Result::unwrap);
-    let entries = entries.filter(|entry| entry.file_type().is_file() && !entry.file_name().to_string_lossy().starts_with(".tmp"));
-    entries.map(|entry| (entry.path().strip_prefix(cache).unwrap().display().to_string(), fs::read(entry.path()).unwrap())).collect()
+    let files = entries.filter(|entry| entry.file_type().is_file());
+    files.map(|entry| (entry.path().strip_prefix(cache).unwrap().display().to_string(), fs::read(entry.path()).unwrap())).collect()
 }
 
 /// Fails unless two caches hold the same files, byte for byte.

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use ctscribe::decoder::bert::{BertDecoder, BertDecoderConfig, BertPrompt};
 use ctscribe::decoder::{GenerationConfig, Strategy, generate};
 use ctscribe::evaluate::{Instruments, Pair, evaluate};
-use ctscribe::text::bert::{BertConfig, BertEncoder, NormPlace, RadBert};
+use ctscribe::text::bert::{BertConfig, BertEncoder, NormPlace, Precision, RadBert};
 use ctscribe::text::{LABELLER, Labeller, Tokenizer};
 use ctscribe::weights::{self, Params};
 
@@ -27,7 +27,7 @@ fn the_encoder_gives_the_peers_states_and_pooled_output() {
     let Some(folder) = folder("bert_encoder") else { return };
     let f = tensors(folder.join("expected.safetensors"));
     let params = Params::loaded("model", weights::open(&folder.join("model.safetensors")).unwrap(), &Device::Cpu).frozen();
-    let encoder = BertEncoder::new(&BertConfig::read(&folder.join("config.json")).unwrap(), &params).unwrap();
+    let encoder = BertEncoder::new(&BertConfig::read(&folder.join("config.json")).unwrap(), Precision::F32, &params).unwrap();
     params.finish().unwrap();
     let mask = &f["attention_mask"];
     let hidden = encoder.forward(&u32s(&f["input_ids"]), mask).unwrap();

@@ -295,6 +295,18 @@ impl Matrix {
         }
     }
 
+    /// As [`Matrix::forward`], plus a frozen bias (out) on the matrix's device.
+    pub(crate) fn forward_biased(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
+        match &self.rows {
+            // on a device the bias goes with the product
+            Rows::Device(tensor) => {
+                let bias = bias.to_dtype(tensor.dtype())?;
+                frozen_linear(&x.to_dtype(tensor.dtype())?, tensor, Some(&bias))?.to_dtype(x.dtype())
+            }
+            _ => self.forward(x)?.broadcast_add(&bias.to_dtype(x.dtype())?),
+        }
+    }
+
     /// g W without a gradient: the gradient of the forward product's input. g: (..., out) -> (..., in).
     pub fn backward(&self, grad: &Tensor) -> Result<Tensor> {
         let grad = grad.detach().contiguous()?;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::weights::{Init, Params};
 use crate::{Error, Result};
 
-use super::layer::{BertLayer, NormPlace, Sizes};
+use super::frozen::{FrozenLayer, Precision};
 use super::{STD, apply, apply_norm, linear, norm};
 
 /// The part of a BERT `config.json` that decides what is computed.
@@ -54,14 +54,9 @@ impl BertConfig {
         }
         serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))
     }
-
-    fn sizes(&self) -> Sizes {
-        let (width, heads, ffn) = (self.hidden_size, self.num_attention_heads, self.intermediate_size);
-        Sizes { width, heads, ffn, eps: self.layer_norm_eps, dropout: 0.0, place: NormPlace::Post }
-    }
 }
 
-/// BERT's encoder with Hugging Face's names (`embeddings.word_embeddings.weight`, ...).
+/// BERT's encoder, frozen, with Hugging Face's names (`embeddings.word_embeddings.weight`, ...).
 #[derive(Debug)]
 pub struct BertEncoder {
     config: BertConfig,
@@ -69,27 +64,26 @@ pub struct BertEncoder {
     positions: Tensor,
     types: Tensor,
     norm: [Tensor; 2],
-    layers: Vec<BertLayer>,
+    layers: Vec<FrozenLayer>,
     pooler: Option<[Tensor; 2]>,
 }
 
 impl BertEncoder {
-    /// A model of `config`; the pooler is read where the checkpoint has one.
-    pub fn new(config: &BertConfig, params: &Params) -> Result<Self> {
-        let width = config.hidden_size;
+    /// A model of `config` whose layers multiply in `precision`, frozen whatever `params` are; the pooler is read where the checkpoint has one.
+    pub fn new(config: &BertConfig, precision: Precision, params: &Params) -> Result<Self> {
+        let (width, params) = (config.hidden_size, params.clone().frozen());
         let embeddings = params.at("embeddings");
         let table = |name: &str, rows: usize| embeddings.at(name).get("weight", &[rows, width], Init::Normal(STD));
         // an index that old versions of transformers wrote (peers.md a.9)
         embeddings.unused("position_ids");
         let pooler = params.at("pooler.dense");
-        let layers =
-            (0..config.num_hidden_layers).map(|index| BertLayer::new(config.sizes(), false, &params.at("encoder.layer").at(index)));
+        let layer = |index: usize| FrozenLayer::new(config, precision, &params.at("encoder.layer").at(index));
         Ok(BertEncoder {
             words: table("word_embeddings", config.vocab_size)?,
             positions: table("position_embeddings", config.max_position_embeddings)?,
             types: table("token_type_embeddings", config.type_vocab_size)?,
             norm: norm(&embeddings.at("LayerNorm"), width)?,
-            layers: layers.collect::<Result<_>>()?,
+            layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?,
             pooler: if pooler.contains("weight") { Some(linear(&pooler, width, width)?) } else { None },
             config: config.clone(),
         })
@@ -117,7 +111,7 @@ impl BertEncoder {
         let sum = (gather(&self.words, 0)? + gather(&self.positions, 1)?)?.broadcast_add(&self.types.get(0)?)?;
         let mut x = apply_norm(&self.norm, &sum, self.config.layer_norm_eps)?;
         for layer in self.layers.iter().take(layers) {
-            x = layer.forward(&x, (false, Some(&mask)), None, None)?;
+            x = layer.forward(&x, &mask)?;
         }
         Ok(x)
     }

@@ -1,10 +1,12 @@
-//! BERT: encoder, pooler, and the layer that the decoder shares.
+//! BERT: the frozen encoder with its pooler, and the decoder's layer.
 
 mod encoder;
+mod frozen;
 mod layer;
 mod radbert;
 
 pub use encoder::{BertConfig, BertEncoder};
+pub use frozen::Precision;
 pub(crate) use layer::layer_sizes;
 pub use layer::{BertAttention, BertLayer, NormPlace};
 pub use radbert::RadBert;

@@ -7,6 +7,7 @@ use crate::{Error, Result};
 
 use super::apply;
 use super::encoder::{BertConfig, BertEncoder};
+use super::frozen::Precision;
 
 /// RoBERTa, its pooler, and a linear head.
 #[derive(Debug)]
@@ -21,7 +22,7 @@ impl RadBert {
         let head = params.at("classifier");
         let width = config.hidden_size;
         Ok(RadBert {
-            encoder: BertEncoder::new(config, &params.at("model"))?,
+            encoder: BertEncoder::new(config, Precision::F32, &params.at("model"))?,
             head: [head.get("weight", &[labels, width], Init::linear(width))?, head.get("bias", &[labels], Init::Zeros)?],
         })
     }

@@ -1,0 +1,143 @@
+//! The frozen encoder's layers: nothing in them has a gradient.
+
+use candle_core::{DType, Tensor};
+use ctscribe_ops::{self as ops, Affine, Attention, Matrix};
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+use crate::weights::{Init, Params};
+
+use super::{BertConfig, STD, norm};
+
+/// The numbers in which a frozen encoder's weights are held and multiplied; norms, attention and the states between layers are in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// Products and sums in f32.
+    F32,
+    /// Factors rounded to bf16, sums in f32 (on a processor without such products all in f32, of rounded weights): half the weights' memory, and less
+    /// time where the processor multiplies bf16 faster than f32.
+    Bf16,
+}
+
+impl Precision {
+    fn dtype(self) -> DType {
+        match self {
+            Precision::F32 => DType::F32,
+            Precision::Bf16 => DType::BF16,
+        }
+    }
+}
+
+/// A layer of BERT (norms behind the residual sums) with its names.
+#[derive(Debug)]
+pub(super) struct FrozenLayer {
+    /// Queries, keys, values.
+    projections: [Affine; 3],
+    out: Affine,
+    attention_norm: [Tensor; 2],
+    up: Affine,
+    down: Affine,
+    norm: [Tensor; 2],
+    heads: usize,
+    eps: f64,
+}
+
+impl FrozenLayer {
+    pub(super) fn new(config: &BertConfig, precision: Precision, params: &Params) -> Result<Self> {
+        let (width, ffn, attention) = (config.hidden_size, config.intermediate_size, params.at("attention"));
+        let affine = |params: &Params, (inputs, outputs)| affine(params, (inputs, outputs), precision);
+        let projection = |name: &str| affine(&attention.at("self").at(name), (width, width));
+        Ok(FrozenLayer {
+            projections: [projection("query")?, projection("key")?, projection("value")?],
+            out: affine(&attention.at("output.dense"), (width, width))?,
+            attention_norm: norm(&attention.at("output.LayerNorm"), width)?,
+            up: affine(&params.at("intermediate.dense"), (width, ffn))?,
+            down: affine(&params.at("output.dense"), (ffn, width))?,
+            norm: norm(&params.at("output.LayerNorm"), width)?,
+            heads: config.num_attention_heads,
+            eps: config.layer_norm_eps,
+        })
+    }
+
+    /// x: (B, L, C), mask: (B, L), 1 where a token is -> (B, L, C).
+    pub(super) fn forward(&self, x: &Tensor, mask: &Tensor) -> Result<Tensor> {
+        let (b, l, width) = x.dims3()?;
+        let head = width / self.heads;
+        // (B, H, L, C / H), as attention reads it without a copy
+        let heads = |x: &Tensor| x.reshape((b, l, self.heads, head))?.transpose(1, 2);
+        let [query, key, value] = &self.projections;
+        let [q, k, v] = Affine::forward_each([query, key, value], x)?;
+        let options = Attention { key_mask: Some(mask), ..Attention::full(1.0 / (head as f64).sqrt()) };
+        let mixed = ops::merge_heads(&ops::attention(&heads(&q)?, &heads(&k)?, &heads(&v)?, &options)?)?;
+        let x = self.out.forward_norm(&mixed, x, self.attention_norm.each_ref(), self.eps)?;
+        Ok(self.down.forward_norm(&self.up.forward_gelu(&x)?, &x, self.norm.each_ref(), self.eps)?)
+    }
+}
+
+/// Weight (outputs, inputs) in `precision` and bias (outputs) of a frozen linear layer.
+fn affine(params: &Params, (inputs, outputs): (usize, usize), precision: Precision) -> Result<Affine> {
+    let weight = params.clone().with_dtype(precision.dtype()).get("weight", &[outputs, inputs], Init::Normal(STD))?;
+    Ok(Affine::new(Matrix::from_tensor(&weight)?, &params.get("bias", &[outputs], Init::Zeros)?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::text::bert::BertEncoder;
+
+    const LAYERS: usize = 3;
+
+    fn encoder(precision: Precision) -> BertEncoder {
+        let config = BertConfig {
+            vocab_size: 100,
+            hidden_size: 64,
+            num_hidden_layers: LAYERS,
+            num_attention_heads: 4,
+            intermediate_size: 256,
+            max_position_embeddings: 32,
+            type_vocab_size: 2,
+            layer_norm_eps: 1e-12,
+            pad_token_id: 0,
+            hidden_dropout_prob: 0.0,
+            model_type: "bert".to_string(),
+        };
+        BertEncoder::new(&config, precision, &Params::fresh(1, &Device::Cpu)).unwrap()
+    }
+
+    /// Ids (6, 20), the later rows shorter, and their mask.
+    fn texts() -> (Tensor, Tensor) {
+        let ids = Tensor::from_vec((0..120).map(|at| at * 37 % 97 + 3).collect::<Vec<u32>>(), (6, 20), &Device::Cpu).unwrap();
+        let mask = Tensor::from_vec((0..120).map(|at| u32::from(at % 20 < 20 - at / 20 * 3)).collect::<Vec<u32>>(), (6, 20), &Device::Cpu);
+        (ids, mask.unwrap())
+    }
+
+    fn norm_of(x: &Tensor) -> f32 {
+        x.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt()
+    }
+
+    #[test]
+    fn states_in_bf16_are_those_in_f32_but_for_its_rounding() {
+        let (ids, mask) = texts();
+        let [exact, narrow] = [Precision::F32, Precision::Bf16].map(|precision| encoder(precision).forward(&ids, &mask).unwrap());
+        let apart = norm_of(&(&exact - &narrow).unwrap()) / norm_of(&exact);
+        // four products in a row a layer, with 2^-9 for each factor
+        let most = (LAYERS * 4) as f32 / 256.0;
+        assert!(apart > 1e-6 && apart < most, "{apart} of {most}");
+    }
+
+    #[test]
+    fn a_padded_text_has_the_states_it_has_alone() {
+        let (ids, mask) = texts();
+        let encoder = encoder(Precision::F32);
+        let together = encoder.forward(&ids, &mask).unwrap();
+        for (row, length) in [(0, 20), (3, 11), (5, 5)] {
+            let own = |x: &Tensor| x.narrow(0, row, 1).unwrap().narrow(1, 0, length).unwrap().contiguous().unwrap();
+            let alone = encoder.forward(&own(&ids), &own(&mask)).unwrap();
+            let apart = norm_of(&(own(&together) - alone).unwrap());
+            assert!(apart < 1e-5 * norm_of(&own(&together)), "text {row}: {apart}");
+        }
+    }
+}
