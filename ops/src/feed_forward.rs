@@ -8,6 +8,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use crate::Matrix;
 use crate::activation::swiglu;
 use crate::cpu::{PIECE, Values, for_pieces, for_pieces2, fused, values};
+use crate::gemm::Precision;
 use crate::kept::{self, round_to};
 use crate::norm::{rms_gradient, rms_norm, rms_rows};
 use crate::simd::{sigmoid, vectorised};
@@ -15,7 +16,8 @@ use crate::simd::{sigmoid, vectorised};
 /// x + down(silu(gate(n)) * up(n)) with n = rms_norm(x, norm), LLaMA's feed-forward. x: (..., C), norm: (C), gate and up: (F, C), down: (C, F)
 /// -> (..., C).
 ///
-/// The gradient goes to x only: norm and matrices are frozen. Where gate and up multiply in bf16, what they give is rounded to it and kept so.
+/// The gradient goes to x only: norm and matrices are frozen. Where gate and up multiply in bf16, what they give is rounded to it and kept so;
+/// where they are [for reading](Matrix::for_reading), it is not.
 pub fn gated_feed_forward(x: &Tensor, norm: &Tensor, eps: f64, [gate, up, down]: [&Matrix; 3]) -> Result<Tensor> {
     let norm = norm.detach();
     if !fused(&[x, &norm]) || ![gate, up, down].iter().all(|matrix| matrix.in_place()) {
@@ -27,8 +29,23 @@ pub fn gated_feed_forward(x: &Tensor, norm: &Tensor, eps: f64, [gate, up, down]:
         let sizes = [gate.size(), up.size(), down.size()];
         bail!("feed-forward: x is {:?}, norm {:?}, gate, up and down {sizes:?}", x.shape(), norm.shape());
     }
+    if gate.precision() == Precision::Int8 && !x.track_op() {
+        return read(x, &norm, eps as f32, [gate, up, down]);
+    }
     let [gate, up, down] = [gate, up, down].map(Matrix::clone);
     x.contiguous()?.apply_op1(FeedForward { norm, eps: eps as f32, gate, up, down, keep: x.track_op(), kept: Mutex::new(None) })
+}
+
+/// The block without a graph: nothing of its inside is rounded or kept. The graph's has the same bits.
+fn read(x: &Tensor, norm: &Tensor, eps: f32, [gate, up, down]: [&Matrix; 3]) -> Result<Tensor> {
+    let x = x.contiguous()?;
+    let values = Values::of(&x)?;
+    let normed = rms_rows(&values, &Values::of(norm)?, eps);
+    let [mut hidden, up] = Matrix::multiply_each([gate, up], &normed, true);
+    for_pieces(&mut hidden, PIECE, |i, hidden| activate(hidden, &up[i * PIECE..]));
+    let mut y = down.multiply(&hidden, true);
+    add_all(&mut y, &values);
+    Tensor::from_vec(y, x.shape(), x.device())
 }
 
 vectorised! {

@@ -28,6 +28,7 @@ mod dropout;
 mod feed_forward;
 mod few;
 mod gemm;
+mod integers;
 mod kept;
 mod linear;
 mod matrix;

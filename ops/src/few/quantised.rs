@@ -3,7 +3,7 @@
 use super::ROWS;
 use crate::gemm::Right;
 use crate::matrix::{Format, SPAN};
-use crate::simd::vectorised;
+use crate::simd::{largest, vectorised};
 
 /// Rows of x in 8 bits: `x = scale * q` in blocks as long as the matrix's own.
 pub struct Activations {
@@ -29,18 +29,22 @@ pub fn available() -> bool {
 }
 
 vectorised! {
-    /// Rounds one block; returns its scale.
-    fn round_block(x: &[f32], out: &mut [i8]) -> f32 {
-        let mut largest = 0.0f32;
-        for x in x {
-            largest = largest.max(x.abs());
+    /// Rounds blocks of x, a multiple of 16 values each, to 8 bits with a scale each.
+    pub fn round_blocks(x: &[f32], block: usize, out: &mut [i8], scales: &mut [f32]) {
+        for ((x, out), scale) in x.chunks_exact(block).zip(out.chunks_exact_mut(block)).zip(scales) {
+            // in lanes: a single largest value would be compared one by one
+            let mut lanes = [0.0f32; 16];
+            for x in x.as_chunks::<16>().0 {
+                for (lane, x) in lanes.iter_mut().zip(x) {
+                    *lane = if x.abs() > *lane { x.abs() } else { *lane };
+                }
+            }
+            *scale = largest(&lanes) / 127.0;
+            let inverse = if *scale > 0.0 { 1.0 / *scale } else { 0.0 };
+            for (out, x) in out.iter_mut().zip(x) {
+                *out = (x * inverse).round_ties_even() as i8;
+            }
         }
-        let scale = largest / 127.0;
-        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-        for (out, x) in out.iter_mut().zip(x) {
-            *out = (x * inverse).round_ties_even() as i8;
-        }
-        scale
     }
 }
 
@@ -54,7 +58,8 @@ fn offset(format: Format) -> (usize, i32) {
 }
 
 vectorised! {
-    fn offset_sums(values: &[i8], neighbours: usize, factor: i32, sums: &mut [i32]) {
+    /// The sums of so many neighbours each, times a factor.
+    pub fn part_sums(values: &[i8], neighbours: usize, factor: i32, sums: &mut [i32]) {
         for (sum, values) in sums.iter_mut().zip(values.chunks_exact(neighbours)) {
             let mut total = 0;
             for &value in values {
@@ -70,9 +75,9 @@ impl Activations {
     pub fn new(x: &[f32], k: usize, format: Format) -> Self {
         let (block, (neighbours, factor)) = (format.block(), offset(format));
         let mut values = vec![0i8; x.len()];
-        let scales = x.chunks_exact(block).zip(values.chunks_exact_mut(block)).map(|(x, out)| round_block(x, out)).collect();
-        let mut sums = vec![0; x.len() / neighbours];
-        offset_sums(&values, neighbours, factor, &mut sums);
+        let (mut scales, mut sums) = (vec![0.0; x.len() / block], vec![0; x.len() / neighbours]);
+        round_blocks(x, block, &mut values, &mut scales);
+        part_sums(&values, neighbours, factor, &mut sums);
         Activations { m: x.len() / k, k, format, values, scales, sums }
     }
 
