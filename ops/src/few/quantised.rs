@@ -3,7 +3,7 @@
 use super::ROWS;
 use crate::gemm::Right;
 use crate::matrix::{Format, SPAN};
-use crate::simd::{largest, vectorised};
+use crate::simd::vectorised;
 
 /// Rows of x in 8 bits: `x = scale * q` in blocks as long as the matrix's own.
 pub struct Activations {
@@ -31,18 +31,19 @@ pub fn available() -> bool {
 vectorised! {
     /// Rounds blocks of x, a multiple of 16 values each, to 8 bits with a scale each.
     pub fn round_blocks(x: &[f32], block: usize, out: &mut [i8], scales: &mut [f32]) {
-        for ((x, out), scale) in x.chunks_exact(block).zip(out.chunks_exact_mut(block)).zip(scales) {
-            // in lanes: a single largest value would be compared one by one
-            let mut lanes = [0.0f32; 16];
-            for x in x.as_chunks::<16>().0 {
-                for (lane, x) in lanes.iter_mut().zip(x) {
-                    *lane = if x.abs() > *lane { x.abs() } else { *lane };
-                }
+        // adding it rounds to an integer in the low bits, halves to even
+        const MAGIC: f32 = 12_582_912.0;
+        for (index, scale) in scales.iter_mut().enumerate() {
+            let (x, out) = (&x[index * block..][..block], &mut out[index * block..][..block]);
+            // of the bits: in integers the compiler takes it in lanes, and NaN is larger than all
+            let mut largest = 0;
+            for x in x {
+                largest = (x.to_bits() & 0x7fff_ffff).max(largest);
             }
-            *scale = largest(&lanes) / 127.0;
+            *scale = f32::from_bits(largest) / 127.0;
             let inverse = if *scale > 0.0 { 1.0 / *scale } else { 0.0 };
-            for (out, x) in out.iter_mut().zip(x) {
-                *out = (x * inverse).round_ties_even() as i8;
+            for i in 0..block {
+                out[i] = (x[i] * inverse + MAGIC).to_bits() as i8;
             }
         }
     }

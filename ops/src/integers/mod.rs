@@ -77,7 +77,7 @@ mod x86 {
     use rayon::prelude::*;
 
     use super::pack::PackedLeft;
-    use super::tile::{Line, Place, multiply, pack_strip};
+    use super::tile::{Line, Place, expect_bytes, multiply, pack_strip};
     use super::*;
     use crate::few::quantised;
 
@@ -138,20 +138,32 @@ mod x86 {
         fn group(&self, strips: std::ops::Range<usize>, strip: &mut Vec<Line>) {
             let ((m, k, n), part) = (self.size, self.left.part);
             strip.resize(DEPTH / part.values * part.strip_words() / Line::WORDS, Line::default());
-            for start in (0..k).step_by(DEPTH) {
-                let count = DEPTH.min(k - start);
-                for first in strips.clone().map(|index| index * WIDTH) {
-                    let columns = WIDTH.min(n - first);
-                    pack_strip(self.right, (first, columns), (start, count), strip);
-                    for row in (0..m).step_by(ROWS) {
-                        let rows = ROWS.min(m - row);
-                        // SAFETY: row and column lie inside (m, n), and the columns are this piece's own.
-                        unsafe {
-                            let place = Place { start: self.out.0.add(row * n + first), stride: n, rows, columns, add: start > 0 };
-                            multiply(part, self.left.tile(row, (start, count)), strip, count / part.values, place);
-                        }
+            let spans = (0..k).step_by(DEPTH).flat_map(|start| strips.clone().map(move |index| (index * WIDTH, start)));
+            let mut spans = spans.peekable();
+            while let Some((first, start)) = spans.next() {
+                let (columns, count) = (WIDTH.min(n - first), DEPTH.min(k - start));
+                pack_strip(self.right, (first, columns), (start, count), strip);
+                for row in (0..m).step_by(ROWS) {
+                    let rows = ROWS.min(m - row);
+                    if let Some(&next) = spans.peek() {
+                        self.expect(next, (row, rows));
+                    }
+                    // SAFETY: row and column lie inside (m, n), and the columns are this piece's own.
+                    unsafe {
+                        let place = Place { start: self.out.0.add(row * n + first), stride: n, rows, columns, add: start > 0 };
+                        multiply(part, self.left.tile(row, (start, count)), strip, count / part.values, place);
                     }
                 }
+            }
+        }
+
+        /// Asks for the memory of the span that is packed next, for each tile of the left factor a share of it.
+        fn expect(&self, (first, start): (usize, usize), (row, rows): (usize, usize)) {
+            let ((m, k, n), format) = (self.size, self.right.format);
+            let bytes = |values: usize| values / format.block() * format.block_bytes();
+            let (columns, count) = (WIDTH.min(n - first), DEPTH.min(k - start));
+            for lane in columns * row / m..columns * (row + rows) / m {
+                expect_bytes(&self.right.row(first + lane)[bytes(start)..][..bytes(count)]);
             }
         }
     }

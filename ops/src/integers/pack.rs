@@ -44,15 +44,16 @@ impl PackedLeft {
 
 fn pack_tile(x: &[f32], k: usize, format: Format, out: &mut [u32]) {
     let (part, rows) = (Part::of(format), x.len() / k);
-    let (mut values, mut scales, mut sums) = (vec![0i8; k], vec![0f32; k / format.block()], vec![0i32; k / part.values]);
+    let (mut words, mut scales, mut sums) = (vec![0u32; k / 4], vec![0f32; k / format.block()], vec![0i32; k / part.values]);
     for (row, x) in x.chunks_exact(k).enumerate() {
-        round_blocks(x, format.block(), &mut values, &mut scales);
-        part_sums(&values, part.values, 1, &mut sums);
-        let parts = values.chunks_exact(part.values).zip(&sums).enumerate();
-        for (out, (index, (values, &sum))) in out.chunks_exact_mut(part.left_words() * rows).zip(parts) {
-            let scale = scales[index * part.values / format.block()];
-            for (word, values) in values.as_chunks::<4>().0.iter().enumerate() {
-                out[word * rows + row] = u32::from_le_bytes(values.map(|value| value as u8));
+        // SAFETY: a word is four values of 8 bits.
+        let values = unsafe { words.align_to_mut::<i8>().1 };
+        round_blocks(x, format.block(), values, &mut scales);
+        part_sums(values, part.values, 1, &mut sums);
+        for (index, out) in out.chunks_exact_mut(part.left_words() * rows).enumerate() {
+            let (scale, sum) = (scales[index * part.values / format.block()], sums[index]);
+            for (word, value) in words[index * part.words()..][..part.words()].iter().enumerate() {
+                out[word * rows + row] = *value;
             }
             out[part.words() * rows + row] = scale.to_bits();
             out[(part.words() + 1) * rows + row] = match format {
