@@ -17,16 +17,21 @@ fn noise(shape: &[usize]) -> Result<Tensor> {
     Tensor::from_vec((0..count).map(value).collect::<Vec<f32>>(), shape, &Device::Cpu)
 }
 
-fn quantised(weight: &Tensor) -> Result<Matrix> {
-    let bytes = QTensor::quantize(weight, GgmlDType::Q4K)?.data()?.to_vec();
-    Matrix::new(Arc::new(bytes.clone()), 0..bytes.len(), Format::Q4K, weight.dims2()?)
+fn quantised(weight: &Tensor, kind: GgmlDType, format: Format) -> Result<Matrix> {
+    let bytes = QTensor::quantize(weight, kind)?.data()?.to_vec();
+    Matrix::new(Arc::new(bytes.clone()), 0..bytes.len(), format, weight.dims2()?)
 }
 
 /// All of them, inputs made.
 pub fn kernels() -> Result<Vec<Kernel>> {
     let (rows, wide) = (noise(&[96, 512])?, noise(&[1024, 512])?);
     let [f32_weight, bf16_weight] = [Matrix::from_tensor(&wide)?, Matrix::from_tensor(&wide.to_dtype(DType::BF16)?)?];
-    let (q4_weight, gradient, row) = (quantised(&wide)?, noise(&[96, 1024])?, noise(&[1, 512])?);
+    let (q4_weight, gradient, row) = (quantised(&wide, GgmlDType::Q4K, Format::Q4K)?, noise(&[96, 1024])?, noise(&[1, 512])?);
+    let prompt_weights = [(GgmlDType::Q8_0, Format::Q8_0), (GgmlDType::Q4K, Format::Q4K), (GgmlDType::Q6K, Format::Q6K)]
+        .map(|(kind, format)| quantised(&wide, kind, format).map(|matrix| matrix.for_reading()));
+    let [q8_prompt, q4_prompt, q6_prompt] = prompt_weights;
+    let (q8_prompt, q4_prompt, q6_prompt) = (q8_prompt?, q4_prompt?, q6_prompt?);
+    let [rows_q8, rows_q4, rows_q6] = [(); 3].map(|()| rows.clone());
     let heads = Var::from_tensor(&noise(&[1, 4, 160, 64])?)?;
     let causal = |heads: &Tensor| ops::attention(heads, heads, heads, &Attention { causal: true, ..Attention::full(0.125) });
     let (x, gain) = (noise(&[256, 512])?, noise(&[512])?);
@@ -40,6 +45,9 @@ pub fn kernels() -> Result<Vec<Kernel>> {
         ("product bf16, 96 rows", Box::new(move || bf16_weight.forward(&rows_bf16).map(drop))),
         ("product bf16 turned, 96 rows", Box::new(move || down.backward(&gradient).map(drop))),
         ("product Q4_K, one row", Box::new(move || q4_weight.forward(&row).map(drop))),
+        ("product Q8_0 for reading, 96 rows", Box::new(move || q8_prompt.forward(&rows_q8).map(drop))),
+        ("product Q4_K for reading, 96 rows", Box::new(move || q4_prompt.forward(&rows_q4).map(drop))),
+        ("product Q6_K for reading, 96 rows", Box::new(move || q6_prompt.forward(&rows_q6).map(drop))),
         ("attention forward", Box::new(move || causal(&forward_heads).map(drop))),
         ("attention with gradients", Box::new(move || causal(&backward_heads)?.sum_all()?.backward().map(drop))),
         (

@@ -8,7 +8,7 @@ use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, b
 use crate::attention::batch::{Batch, Heads, Sizes};
 use crate::bands::Band;
 use crate::cpu::{Values, fused, values, written};
-use crate::kept::{self, round_to};
+use crate::kept::{self, rounded};
 use crate::knots::{Gradients, tie};
 use crate::low_rank::{AdaptedMatrix, Group, Thin, add_all, trained};
 use crate::norm::{rms_gradient, rms_rows};
@@ -142,13 +142,14 @@ impl Block {
         [(q, heads), (k, kv_heads), (v, kv_heads)].map(|(values, heads)| Heads::of_rows(values, (queries, heads, width)))
     }
 
-    /// What the block computes before its last product, rounded as it is kept, and the kept of it.
-    fn inside(&self, x: &[f32]) -> Result<(Vec<f32>, Kept)> {
+    /// What the block computes before its last product, rounded as it is kept, and the kept of it where it is wanted.
+    fn inside(&self, x: &[f32]) -> Result<(Inside, [Option<kept::Values>; 4])> {
         let ([mut q, mut k, mut v], thin) = self.inputs()?.forward(&self.normed(x)?)?;
         self.rotate(&mut q, 1.0)?;
         self.rotate(&mut k, 1.0)?;
-        let [of_q, of_k, of_v, of_o] = self.projections.each_ref().map(|own| own.matrix.precision());
-        let kept = [round_to(of_q, &mut q), round_to(of_k, &mut k), round_to(of_v, &mut v)];
+        let precision = self.projections.each_ref().map(|own| own.matrix.precision());
+        let keep = |place: usize, values: &mut [f32]| rounded(precision[place], values, self.keep);
+        let kept = [keep(0, &mut q), keep(1, &mut k), keep(2, &mut v)];
         let [of_queries, of_keys, of_values] = self.heads([&q, &k, &v]);
         // SAFETY: every row of every head is written.
         let mut mixed = unsafe {
@@ -157,9 +158,9 @@ impl Block {
                 self.attention().forward(of_queries, of_keys, of_values, outs);
             })
         };
-        let [q, k, v] = kept;
-        let values = [q, k, v, round_to(of_o, &mut mixed)];
-        Ok((mixed, Kept { values, thin: [thin, Thin::new()] }))
+        let [of_q, of_k, of_v] = kept;
+        let kept = [of_q, of_k, of_v, keep(3, &mut mixed)];
+        Ok((Inside { qkv: [q, k, v], mixed, thin: [thin, Thin::new()] }, kept))
     }
 
     /// (L, D) of each head of each element of the batch, of rows of whole heads.
@@ -188,18 +189,16 @@ impl Block {
         [dq, dk, dv]
     }
 
+    /// The inside as the forward pass had it.
     fn kept(&self, x: &[f32]) -> Result<Inside> {
         let taken = self.kept.lock().expect("no holder of the lock panics").take();
-        let Kept { values, mut thin } = match taken {
-            Some(kept) => kept,
-            None => self.inside(x)?.1,
-        };
-        let [q, k, v, mixed] = values.map(kept::Values::widened);
-        let output = self.output()?;
-        if output.is_adapted() && thin[1].is_empty() {
-            thin[1] = output.add_adapters(&mixed, [&mut vec![0.0; x.len()]])?;
+        if let Some(Kept { values, thin }) = taken {
+            let [q, k, v, mixed] = values.map(kept::Values::widened);
+            return Ok(Inside { qkv: [q, k, v], mixed, thin });
         }
-        Ok(Inside { qkv: [q, k, v], mixed, thin })
+        let (mut inside, _) = self.inside(x)?;
+        inside.thin[1] = self.output()?.thin(&inside.mixed);
+        Ok(inside)
     }
 }
 
@@ -210,11 +209,12 @@ impl CustomOp2 for Block {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = values(x, layout)?;
-        let (mixed, mut kept) = self.inside(x)?;
+        let (Inside { mixed, thin: [thin, _], .. }, kept) = self.inside(x)?;
         let mut y = x.to_vec();
         self.projections[3].matrix.add_multiply(&mixed, true, &mut y);
-        kept.thin[1] = self.output()?.add_adapters(&mixed, [&mut y])?;
-        if self.keep {
+        let of_output = self.output()?.add_adapters(&mixed, [&mut y])?;
+        if let [Some(q), Some(k), Some(v), Some(mixed)] = kept {
+            let kept = Kept { values: [q, k, v, mixed], thin: [thin, of_output] };
             *self.kept.lock().expect("no holder of the lock panics") = Some(kept);
         }
         Ok((CpuStorage::F32(y), layout.shape().clone()))

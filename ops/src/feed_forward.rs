@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 use crate::activation::swiglu;
 use crate::cpu::{PIECE, Values, for_pieces, for_pieces2, fused, values};
-use crate::kept::{self, round_to};
+use crate::kept::{self, rounded};
 use crate::knots::{Gradients, tie};
 use crate::low_rank::{AdaptedMatrix, Group, Thin, add_all, trained};
 use crate::norm::{rms_gradient, rms_norm, rms_rows};
@@ -17,7 +17,7 @@ use crate::simd::{sigmoid, vectorised};
 /// -> (..., C).
 ///
 /// Gradients go to x and to the adapters: norm and matrices are frozen. Where gate and up multiply in bf16, what they give is rounded to it and
-/// kept so. On another device it is composed of its parts, and takes no adapters.
+/// kept so; where they are [for reading](crate::Matrix::for_reading), it is not. On another device it is composed of its parts, and takes no adapters.
 pub fn gated_feed_forward(x: &Tensor, norm: &Tensor, eps: f64, projections: [AdaptedMatrix; 3]) -> Result<Tensor> {
     let norm = norm.detach();
     let [gate, up, down] = projections.each_ref().map(|own| &own.matrix);
@@ -93,29 +93,28 @@ impl FeedForward {
         Ok(rms_rows(x, &Values::of(&self.norm)?, self.eps))
     }
 
-    /// What gate and up give, rounded as it is kept, and the kept of it.
-    fn inner(&self, x: &[f32]) -> Result<([Vec<f32>; 2], Kept)> {
+    /// What gate and up give, rounded as it is kept, the kept of it where it is wanted, and what the adapters need.
+    fn inner(&self, x: &[f32]) -> Result<Inner> {
         let ([mut gate, mut up], thin) = self.inputs()?.forward(&self.normed(x)?)?;
         let [of_gate, of_up, _] = self.projections.each_ref().map(|own| own.matrix.precision());
-        let inner = [round_to(of_gate, &mut gate), round_to(of_up, &mut up)];
-        Ok(([gate, up], Kept { inner, thin: [thin, Thin::new()] }))
+        let kept = [rounded(of_gate, &mut gate, self.keep), rounded(of_up, &mut up, self.keep)];
+        Ok(([gate, up], kept, thin))
     }
 
     /// Gate, up and the adapters' thin products as the forward pass had them.
     fn kept(&self, x: &[f32]) -> Result<([Vec<f32>; 2], [Thin; 2])> {
         let taken = self.kept.lock().expect("no holder of the lock panics").take();
-        let Kept { inner, mut thin } = match taken {
-            Some(kept) => kept,
-            None => self.inner(x)?.1,
-        };
-        let inner = inner.map(kept::Values::widened);
-        let output = self.output()?;
-        if output.is_adapted() && thin[1].is_empty() {
-            thin[1] = output.add_adapters(&activated(inner[0].clone(), &inner[1]), [&mut vec![0.0; x.len()]])?;
+        if let Some(Kept { inner, thin }) = taken {
+            return Ok((inner.map(kept::Values::widened), thin));
         }
-        Ok((inner, thin))
+        let (inner, _, thin) = self.inner(x)?;
+        let of_output = self.output()?.thin(&activated(inner[0].clone(), &inner[1]));
+        Ok((inner, [thin, of_output]))
     }
 }
+
+/// Gate and up, what is kept of them, thin products.
+type Inner = ([Vec<f32>; 2], [Option<kept::Values>; 2], Thin);
 
 /// silu(gate) * up.
 fn activated(mut gate: Vec<f32>, up: &[f32]) -> Vec<f32> {
@@ -130,13 +129,13 @@ impl CustomOp2 for FeedForward {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = values(x, layout)?;
-        let ([gate, up], mut kept) = self.inner(x)?;
+        let ([gate, up], kept, thin) = self.inner(x)?;
         let hidden = activated(gate, &up);
         let mut y = x.to_vec();
         self.projections[2].matrix.add_multiply(&hidden, true, &mut y);
-        kept.thin[1] = self.output()?.add_adapters(&hidden, [&mut y])?;
-        if self.keep {
-            *self.kept.lock().expect("no holder of the lock panics") = Some(kept);
+        let of_output = self.output()?.add_adapters(&hidden, [&mut y])?;
+        if let [Some(gate), Some(up)] = kept {
+            *self.kept.lock().expect("no holder of the lock panics") = Some(Kept { inner: [gate, up], thin: [thin, of_output] });
         }
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }

@@ -31,6 +31,7 @@ mod dropout;
 mod feed_forward;
 mod few;
 mod gemm;
+mod integers;
 mod kept;
 mod knots;
 mod linear;

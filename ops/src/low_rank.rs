@@ -44,6 +44,12 @@ impl From<&Matrix> for AdaptedMatrix {
 }
 
 impl AdaptedMatrix {
+    /// The same for what is read without a gradient: see [`Matrix::for_reading`].
+    pub fn for_reading(self) -> Self {
+        let detached = |low: LowRank| LowRank { a: low.a.detach(), b: low.b.detach(), ..low };
+        AdaptedMatrix { matrix: self.matrix.for_reading(), low_rank: self.low_rank.map(detached) }
+    }
+
     /// An error where the adapter does not fit the matrix or either is not for the processor.
     pub(crate) fn check(&self, name: &str) -> Result<()> {
         let (outputs, inputs) = self.matrix.size();
@@ -120,24 +126,28 @@ impl<'a, const N: usize> Group<'a, N> {
         Ok((ys, thin))
     }
 
-    /// Adds what the adapters make of x to `ys`.
-    pub fn add_adapters(&self, x: &[f32], mut ys: [&mut [f32]; N]) -> Result<Thin> {
+    /// A x of the adapters, scaled.
+    pub fn thin(&self, x: &[f32]) -> Thin {
         let rows = x.len() / self.inputs.max(1);
-        self.segments
-            .iter()
-            .map(|segment| {
-                let dropped = segment.input(x);
-                let left = Left { values: dropped.as_deref().unwrap_or(x), row: self.inputs, column: 1 };
-                let a = Right::values(&segment.a, self.inputs, true);
-                let thin = product((rows, self.inputs, segment.ranks), left, a, Precision::F32);
-                for &(place, low, first) in &segment.members {
-                    let (b, rank, outputs) = (Values::of(&low.b)?, low.rank(), self.matrices[place].size().0);
-                    let left = Left { values: &thin[first..], row: segment.ranks, column: 1 };
-                    add_product((rows, rank, outputs), left, Right::values(&b, rank, true), Precision::F32, ys[place]);
-                }
-                Ok(thin)
-            })
-            .collect()
+        let of = |segment: &Segment| {
+            let dropped = segment.input(x);
+            let left = Left { values: dropped.as_deref().unwrap_or(x), row: self.inputs, column: 1 };
+            product((rows, self.inputs, segment.ranks), left, Right::values(&segment.a, self.inputs, true), Precision::F32)
+        };
+        self.segments.iter().map(of).collect()
+    }
+
+    /// Adds what the adapters make of x to `ys`; what the backward pass needs of it.
+    pub fn add_adapters(&self, x: &[f32], ys: [&mut [f32]; N]) -> Result<Thin> {
+        let (rows, all) = (x.len() / self.inputs.max(1), self.thin(x));
+        for (segment, thin) in self.segments.iter().zip(&all) {
+            for &(place, low, first) in &segment.members {
+                let (b, rank, outputs) = (Values::of(&low.b)?, low.rank(), self.matrices[place].size().0);
+                let left = Left { values: &thin[first..], row: segment.ranks, column: 1 };
+                add_product((rows, rank, outputs), left, Right::values(&b, rank, true), Precision::F32, ys[place]);
+            }
+        }
+        Ok(all)
     }
 
     /// The gradients of x (rows, in), and of A and B of each adapter in the matrices' order. grads: (rows, out) of each matrix; x: what the forward

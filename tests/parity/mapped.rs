@@ -125,15 +125,18 @@ fn a_quantised_base_gives_the_logits_and_the_gradient_of_its_values() {
             // products of bf16 pairs against f32's
             assert_close(&format!("{mix:?} {what}"), &found, &expected, 3e-2 * largest(&expected));
         }
-        // token by token: activations of 8 bits
-        let mut cache = quantised.cache(1, 20);
+        // token by token and all at once: activations of 8 bits
         let embedded = quantised.embed(&ids()).unwrap();
+        let prompt = quantised.logits(&quantised.forward_cached(&embedded, &mut quantised.cache(1, 20)).unwrap()).unwrap();
+        let mut cache = quantised.cache(1, 20);
         let steps: Vec<Tensor> = (0..20)
             .map(|at| quantised.forward_cached(&embedded.narrow(1, at, 1).unwrap(), &mut cache).unwrap())
             .map(|hidden| quantised.logits(&hidden).unwrap())
             .collect();
         let expected = logits(&exact);
-        assert_close(&format!("{mix:?} cached"), &Tensor::cat(&steps, 1).unwrap(), &expected, 6e-2 * largest(&expected));
+        for (what, found) in [("cached", Tensor::cat(&steps, 1).unwrap()), ("prompt", prompt)] {
+            assert_close(&format!("{mix:?} {what}"), &found, &expected, 6e-2 * largest(&expected));
+        }
     }
 }
 

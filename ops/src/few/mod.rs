@@ -3,11 +3,12 @@
 //! A row's product does not depend on how many rows are multiplied beside it: a token gives the same bits alone and in a batch.
 
 mod plain;
-mod quantised;
+pub mod quantised;
 
 use rayon::prelude::*;
 
 use crate::gemm::{Left, Level, Precision, Right, add_product, products};
+use crate::integers;
 use crate::matrix::Format;
 use crate::simd::dot_of;
 use plain::Split;
@@ -29,19 +30,30 @@ pub fn rows_times(x: &[f32], right: Right, (k, n): (usize, usize), precision: Pr
     rows_times_each(x, &[(right, n)], k, precision).remove(0)
 }
 
+/// Whether many rows are multiplied in integers.
+fn in_integers(right: &Right, precision: Precision) -> bool {
+    precision == Precision::Int8 && right.turned && right.format.is_quantised() && quantised::available()
+}
+
 /// x (m, k) times each of `rights` (k, n) -> (m, n), in one round of work; they are all turned or none is.
 pub fn rows_times_each(x: &[f32], rights: &[(Right, usize)], k: usize, precision: Precision) -> Vec<Vec<f32>> {
     let m = x.len() / k.max(1);
     if m <= FEW_ROWS && rights.iter().all(|(right, _)| right.turned) {
         return few_rows(Level::best(), m, x, rights);
     }
-    products((m, k), Left { values: x, row: k, column: 1 }, rights, precision)
+    let kinds = rights.chunk_by(|(a, _), (b, _)| in_integers(a, precision) == in_integers(b, precision));
+    kinds
+        .flat_map(|rights| match in_integers(&rights[0].0, precision) {
+            true => integers::products((m, k), x, rights),
+            false => products((m, k), Left { values: x, row: k, column: 1 }, rights, precision),
+        })
+        .collect()
 }
 
 /// As [`rows_times`], added to `out` (m, n).
 pub fn add_rows_times(x: &[f32], right: Right, (k, n): (usize, usize), precision: Precision, out: &mut [f32]) {
     let m = x.len() / k.max(1);
-    if right.turned && m <= FEW_ROWS {
+    if right.turned && (m <= FEW_ROWS || in_integers(&right, precision)) {
         out.iter_mut().zip(rows_times(x, right, (k, n), precision)).for_each(|(out, y)| *out += y);
     } else {
         add_product((m, k, n), Left { values: x, row: k, column: 1 }, right, precision, out);

@@ -29,18 +29,23 @@ pub fn available() -> bool {
 }
 
 vectorised! {
-    /// Rounds one block; returns its scale.
-    fn round_block(x: &[f32], out: &mut [i8]) -> f32 {
-        let mut largest = 0.0f32;
-        for x in x {
-            largest = largest.max(x.abs());
+    /// Rounds blocks of x, a multiple of 16 values each, to 8 bits with a scale each.
+    pub fn round_blocks(x: &[f32], block: usize, out: &mut [i8], scales: &mut [f32]) {
+        // adding it rounds to an integer in the low bits, halves to even
+        const MAGIC: f32 = 12_582_912.0;
+        for (index, scale) in scales.iter_mut().enumerate() {
+            let (x, out) = (&x[index * block..][..block], &mut out[index * block..][..block]);
+            // of the bits: in integers the compiler takes it in lanes, and NaN is larger than all
+            let mut largest = 0;
+            for x in x {
+                largest = (x.to_bits() & 0x7fff_ffff).max(largest);
+            }
+            *scale = f32::from_bits(largest) / 127.0;
+            let inverse = if *scale > 0.0 { 1.0 / *scale } else { 0.0 };
+            for i in 0..block {
+                out[i] = (x[i] * inverse + MAGIC).to_bits() as i8;
+            }
         }
-        let scale = largest / 127.0;
-        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-        for (out, x) in out.iter_mut().zip(x) {
-            *out = (x * inverse).round_ties_even() as i8;
-        }
-        scale
     }
 }
 
@@ -54,7 +59,8 @@ fn offset(format: Format) -> (usize, i32) {
 }
 
 vectorised! {
-    fn offset_sums(values: &[i8], neighbours: usize, factor: i32, sums: &mut [i32]) {
+    /// The sums of so many neighbours each, times a factor.
+    pub fn part_sums(values: &[i8], neighbours: usize, factor: i32, sums: &mut [i32]) {
         for (sum, values) in sums.iter_mut().zip(values.chunks_exact(neighbours)) {
             let mut total = 0;
             for &value in values {
@@ -70,9 +76,9 @@ impl Activations {
     pub fn new(x: &[f32], k: usize, format: Format) -> Self {
         let (block, (neighbours, factor)) = (format.block(), offset(format));
         let mut values = vec![0i8; x.len()];
-        let scales = x.chunks_exact(block).zip(values.chunks_exact_mut(block)).map(|(x, out)| round_block(x, out)).collect();
-        let mut sums = vec![0; x.len() / neighbours];
-        offset_sums(&values, neighbours, factor, &mut sums);
+        let (mut scales, mut sums) = (vec![0.0; x.len() / block], vec![0; x.len() / neighbours]);
+        round_blocks(x, block, &mut values, &mut scales);
+        part_sums(&values, neighbours, factor, &mut sums);
         Activations { m: x.len() / k, k, format, values, scales, sums }
     }
 

@@ -13,6 +13,8 @@ use rayon::prelude::*;
 
 use crate::cpu::{cleared, written};
 use crate::matrix::{Format, words};
+#[cfg(target_arch = "x86_64")]
+pub use pack::turn_16;
 use pack::{LANES, Words, as_values, as_words, interleave_bits, widen_bits};
 pub use tile::Level;
 use tile::{Place, Strip, WIDTH, multiply};
@@ -34,6 +36,9 @@ pub enum Precision {
     F32,
     /// Factors rounded to bf16, sums in f32; on a processor without such products, f32.
     Bf16,
+    /// Quantised rows times activations of 8 bits, as a few rows are always multiplied, with sums in integers within a block: for what is read
+    /// without a gradient. All else as [`Precision::Bf16`].
+    Int8,
 }
 
 /// The left factor: value (i, p) at `i * row + p * column`; one of the two is 1.
@@ -115,7 +120,7 @@ enum Before {
 /// # Safety
 /// Each output has m n values, which may be unwritten where they are replaced.
 unsafe fn run(level: Level, (m, k): (usize, usize), left: Left, rights: &[(Right, usize, Out)], (precision, before): (Precision, Before)) {
-    let words = Words { pairs: precision == Precision::Bf16 && level == Level::Avx512Bf16, level };
+    let words = Words { pairs: precision != Precision::F32 && level == Level::Avx512Bf16, level };
     let packed = PackedLeft::new(left, (m, k), words);
     let threads = rayon::current_num_threads();
     let all: usize = rights.iter().map(|(_, n, _)| n.div_ceil(WIDTH)).sum();

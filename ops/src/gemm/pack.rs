@@ -197,8 +197,9 @@ unsafe fn turn_512(rows: &[u32], stride: usize, (lanes, count): (usize, usize), 
 
 /// Turns 16 rows of 16 words: in pairs of rows, then fours, then by quarters of a register.
 #[cfg(target_arch = "x86_64")]
+#[inline]
 #[target_feature(enable = "avx512f")]
-fn turn_16(rows: [__m512i; LANES]) -> [__m512i; LANES] {
+pub fn turn_16(rows: [__m512i; LANES]) -> [__m512i; LANES] {
     let mut pairs = rows;
     for i in 0..8 {
         pairs[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);

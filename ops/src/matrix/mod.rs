@@ -29,7 +29,7 @@ pub type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 ///
 /// Products with f32 weights are in f32, with all others in bf16 with sums in f32 where the processor has such products
 /// ([`Matrix::with_precision`] decides otherwise). A few rows at a time (a token being written) are multiplied exactly, or with
-/// 8-bit activations where the weight is quantised, as llama.cpp does.
+/// 8-bit activations where the weight is quantised, as llama.cpp does; many rows so only by [`Matrix::for_reading`].
 #[derive(Clone)]
 pub struct Matrix {
     rows: Rows,
@@ -185,6 +185,12 @@ impl Matrix {
     pub fn with_precision(mut self, precision: Precision) -> Self {
         self.precision = precision;
         self
+    }
+
+    /// The same rows for reading without a gradient: where they are quantised and multiply in bf16, as [`Precision::Int8`].
+    pub fn for_reading(&self) -> Self {
+        let int8 = self.format.is_quantised() && self.precision == Precision::Bf16;
+        self.clone().with_precision(if int8 { Precision::Int8 } else { self.precision })
     }
 
     /// How exact its products are.
@@ -470,6 +476,28 @@ mod tests {
         let expected = host.to_tensor().unwrap().to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
         assert_eq!(copy.to_tensor().unwrap().to_vec2::<f32>().unwrap(), expected.to_vec2::<f32>().unwrap());
         assert!(copy.on(&Device::Cpu).is_err() && copy.reordered(vec![5, 4, 3, 2, 1, 0]).is_err());
+    }
+
+    #[test]
+    fn only_reading_rounds_many_rows_to_8_bits() {
+        use candle_core::quantized::{GgmlDType, QTensor};
+        let (n, k) = (40, 512);
+        for (format, kind) in [(Format::Q8_0, GgmlDType::Q8_0), (Format::Q4K, GgmlDType::Q4K), (Format::Q6K, GgmlDType::Q6K)] {
+            let bytes: Bytes = Arc::new(QTensor::quantize(&noise(n, k), kind).unwrap().data().unwrap().into_owned());
+            let matrix = Matrix::new(bytes.clone(), 0..(*bytes).as_ref().len(), format, (n, k)).unwrap();
+            let x = Var::from_tensor(&noise(20, k)).unwrap();
+            // values of bf16 are multiplied alike whatever they are read from
+            let values = matrix.to_tensor().unwrap().to_dtype(DType::BF16).unwrap();
+            let expected = Matrix::from_tensor(&values).unwrap().forward(x.as_tensor()).unwrap().to_vec2::<f32>().unwrap();
+            for x in [x.as_tensor(), &x.as_detached_tensor()] {
+                assert_eq!(matrix.forward(x).unwrap().to_vec2::<f32>().unwrap(), expected, "{format}");
+            }
+            let reading = matrix.for_reading().forward(&x.as_detached_tensor()).unwrap();
+            // a step of 8 bits is 1/127 of the largest value, of 512 values with weights of up to 1
+            let distance = largest_difference(&reading, &matrix.with_precision(Precision::F32).forward(x.as_tensor()).unwrap().detach());
+            assert!(distance < 512f32.sqrt() / 127.0, "{format}: {distance}");
+            assert!(reading.to_vec2::<f32>().unwrap() != expected || !crate::few::quantised::available(), "{format}");
+        }
     }
 
     #[test]

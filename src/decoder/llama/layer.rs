@@ -129,6 +129,11 @@ impl Layer {
         }
     }
 
+    /// The frozen weight of a projection where it is multiplied in place, for what is read without a gradient.
+    fn reading(&self, which: usize) -> Option<Matrix> {
+        self.matrix(which).filter(|matrix| matrix.in_place()).map(Matrix::for_reading)
+    }
+
     pub(super) fn forward_detached(
         &self,
         x: &Tensor,
@@ -137,13 +142,16 @@ impl Layer {
         factors: &[FixedFactor; PROJECTIONS.len()],
         attend: &mut dyn FnMut([&Tensor; 3], f64) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let project = |which: usize, x: &Tensor| self.projections[which].forward_detached(x, &factors[which]);
+        let adapt = |which: usize, y: Tensor, x: &Tensor| self.projections[which].adapt_detached(y, x, &factors[which]);
+        let project = |which: usize, x: &Tensor| match self.reading(which) {
+            Some(matrix) => adapt(which, matrix.forward(x)?, x),
+            None => self.projections[which].forward_detached(x, &factors[which]),
+        };
         let normed = ops::rms_norm(x, &self.input_norm.detach(), config.rms_norm_eps)?;
-        let [q, k, v] = match [Q, K, V].map(|which| self.matrix(which)) {
-            [Some(q), Some(k), Some(v)] if [q, k, v].iter().all(|matrix| matrix.in_place()) => {
-                let [q, k, v] = Matrix::forward_each([q, k, v], &normed)?;
-                let adapt = |which: usize, y: Tensor| self.projections[which].adapt_detached(y, &normed, &factors[which]);
-                [adapt(Q, q)?, adapt(K, k)?, adapt(V, v)?]
+        let [q, k, v] = match [Q, K, V].map(|which| self.reading(which)) {
+            [Some(q), Some(k), Some(v)] => {
+                let [q, k, v] = Matrix::forward_each([&q, &k, &v], &normed)?;
+                [adapt(Q, q, &normed)?, adapt(K, k, &normed)?, adapt(V, v, &normed)?]
             }
             _ => [project(Q, &normed)?, project(K, &normed)?, project(V, &normed)?],
         };
@@ -152,6 +160,12 @@ impl Layer {
         let v = split(&v, config.kv_heads())?;
         let mixed = join(&attend([&q, &k, &v], 1.0 / (config.head_width() as f64).sqrt())?)?;
         let x = (x + project(O, &mixed)?)?;
+        if self.feeds_in_place()
+            && let Some(projections) = self.in_place([GATE, UP, DOWN], &x, None)
+        {
+            let projections = projections.map(AdaptedMatrix::for_reading);
+            return Ok(ops::gated_feed_forward(&x, &self.post_norm, config.rms_norm_eps, projections)?);
+        }
         if let Some(matrices) = self.fixed_feed_forward() {
             return Ok(ops::gated_feed_forward(&x, &self.post_norm, config.rms_norm_eps, matrices.map(AdaptedMatrix::from))?);
         }
