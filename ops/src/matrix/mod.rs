@@ -486,9 +486,9 @@ mod tests {
             let bytes: Bytes = Arc::new(QTensor::quantize(&noise(n, k), kind).unwrap().data().unwrap().into_owned());
             let matrix = Matrix::new(bytes.clone(), 0..(*bytes).as_ref().len(), format, (n, k)).unwrap();
             let x = Var::from_tensor(&noise(20, k)).unwrap();
-            // values of bf16 are multiplied alike whatever they are read from
-            let values = matrix.to_tensor().unwrap().to_dtype(DType::BF16).unwrap();
-            let expected = Matrix::from_tensor(&values).unwrap().forward(x.as_tensor()).unwrap().to_vec2::<f32>().unwrap();
+            // values are multiplied alike whatever they are read from
+            let values = Matrix::from_tensor(&matrix.to_tensor().unwrap()).unwrap().with_precision(Precision::Bf16);
+            let expected = values.forward(x.as_tensor()).unwrap().to_vec2::<f32>().unwrap();
             for x in [x.as_tensor(), &x.as_detached_tensor()] {
                 assert_eq!(matrix.forward(x).unwrap().to_vec2::<f32>().unwrap(), expected, "{format}");
             }
