@@ -99,12 +99,11 @@ impl<'a, const N: usize> Group<'a, N> {
     pub fn of(adapted: [&'a AdaptedMatrix; N]) -> Result<Self> {
         let mut segments: Vec<Segment> = Vec::new();
         for (place, low) in adapted.iter().enumerate().filter_map(|(place, own)| own.low_rank.as_ref().map(|low| (place, low))) {
-            let beside = |segment: &&mut Segment| low.dropout.is_none() && segment.members[0].1.dropout.is_none();
-            let new = |segments: &mut Vec<Segment<'a>>| {
+            let beside = |segment: &Segment| low.dropout.is_none() && segment.members[0].1.dropout.is_none();
+            let at = segments.iter().position(beside).unwrap_or_else(|| {
                 segments.push(Segment { members: Vec::new(), a: Vec::new(), ranks: 0 });
                 segments.len() - 1
-            };
-            let at = segments.iter_mut().position(|mut segment| beside(&&mut segment)).unwrap_or_else(|| new(&mut segments));
+            });
             let segment = &mut segments[at];
             segment.members.push((place, low, segment.ranks));
             segment.a.extend(Values::of(&low.a)?.iter().map(|a| a * low.scale as f32));

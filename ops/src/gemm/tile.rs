@@ -55,12 +55,13 @@ impl Level {
 /// Whether the processor says that Intel made it.
 fn is_intel() -> bool {
     #[cfg(target_arch = "x86_64")]
-    {
+    let maker = {
         let maker = __cpuid(0);
-        return [maker.ebx, maker.edx, maker.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel";
-    }
+        [maker.ebx, maker.edx, maker.ecx].map(u32::to_le_bytes).concat()
+    };
     #[cfg(not(target_arch = "x86_64"))]
-    false
+    let maker = Vec::new();
+    maker == b"GenuineIntel"
 }
 
 /// One tile's place in the output.

@@ -9,23 +9,20 @@ fn weight(rows: usize, columns: usize, seed: u64) -> Tensor {
     (noise(&[rows, columns], seed) * (0.5 / (columns as f64).sqrt())).unwrap()
 }
 
-/// Adapters of some of a block's matrices: rank and seed of the dropout's mask.
-type Adapters<'a> = &'a [Option<(usize, Option<u64>)>];
+/// The adapter of one of a block's matrices: rank and seed of the dropout's mask.
+type Low = Option<(usize, Option<u64>)>;
+type Adapters<'a> = &'a [Low];
 
 const SCALE: f64 = 0.7;
 const DROPPED: f64 = 0.3;
 
 /// Input values of a block, its frozen weights, A and B of its adapters after x.
 fn inputs(x: &[usize], weights: &[Tensor], adapters: Adapters) -> Vec<Tensor> {
-    let of = |(place, (weight, adapter)): (usize, (&Tensor, &Option<(usize, Option<u64>)>))| {
-        let ((outputs, inputs), seed) = (weight.dims2().unwrap(), 50 + 2 * place as u64);
-        adapter.map(|(rank, _)| [weight_like(rank, inputs, seed), weight_like(outputs, rank, seed + 1)])
+    let of = |(place, (matrix, adapter)): (usize, (&Tensor, &Low))| {
+        let ((outputs, inputs), seed) = (matrix.dims2().unwrap(), 50 + 2 * place as u64);
+        adapter.map(|(rank, _)| [weight(rank, inputs, seed), weight(outputs, rank, seed + 1)])
     };
     std::iter::once(noise(x, 1)).chain(weights.iter().zip(adapters).enumerate().filter_map(of).flatten()).collect()
-}
-
-fn weight_like(rows: usize, columns: usize, seed: u64) -> Tensor {
-    weight(rows, columns, seed)
 }
 
 fn mask(seed: u64, x: &Tensor) -> DropoutMask {
@@ -68,11 +65,11 @@ fn matrices<const N: usize>(weights: &[Tensor]) -> [Matrix; N] {
     std::array::from_fn(|place| Matrix::from_tensor(&weights[place]).unwrap())
 }
 
-const PLAIN: Option<(usize, Option<u64>)> = None;
+const PLAIN: Low = None;
 
 #[test]
 fn a_frozen_feed_forward_with_and_without_adapters_equals_its_composed_form() {
-    let of_three: [[Option<(usize, Option<u64>)>; 3]; 5] = [
+    let of_three: [[Low; 3]; 5] = [
         [PLAIN; 3],
         [Some((2, None)), Some((3, None)), Some((1, None))],
         [PLAIN, Some((3, None)), PLAIN],
@@ -131,7 +128,7 @@ fn attend(x: &[Tensor], sizes: Sizes, norm: &Tensor, weights: &[Tensor], adapter
 
 #[test]
 fn an_attention_block_with_and_without_adapters_equals_its_composed_form() {
-    let of_four: [[Option<(usize, Option<u64>)>; 4]; 4] = [
+    let of_four: [[Low; 4]; 4] = [
         [PLAIN; 4],
         [Some((2, None)), PLAIN, Some((3, None)), PLAIN],
         [Some((2, None)); 4],
