@@ -5,6 +5,7 @@
 use candle_core::{Device, Result, Tensor, bail};
 
 use crate::cpu::{PIECE, Values, for_pieces, fused};
+use crate::few::{add_rows_times, rows_times};
 use crate::gemm::{Left, Precision, Right, add_product, product};
 use crate::simd::vectorised;
 use crate::{DropoutMask, Matrix};
@@ -65,9 +66,11 @@ impl AdaptedMatrix {
     }
 }
 
-/// The tensors of all adapters that take gradients, in the order in which [`Group::backward`] gives them.
+/// The tensors of all adapters, in the order in which [`Group::backward`] gives their gradients; none where none takes any.
 pub(crate) fn trained(matrices: &[AdaptedMatrix]) -> Vec<Tensor> {
-    matrices.iter().flat_map(|matrix| &matrix.low_rank).flat_map(|low| [low.a.clone(), low.b.clone()]).collect()
+    let adapters = matrices.iter().flat_map(|matrix| &matrix.low_rank);
+    let tensors: Vec<Tensor> = adapters.flat_map(|low| [low.a.clone(), low.b.clone()]).collect();
+    if tensors.iter().any(Tensor::track_op) { tensors } else { Vec::new() }
 }
 
 /// A x of a group's adapters, scaled: rows of each segment's ranks.
@@ -127,23 +130,21 @@ impl<'a, const N: usize> Group<'a, N> {
 
     /// A x of the adapters, scaled.
     pub fn thin(&self, x: &[f32]) -> Thin {
-        let rows = x.len() / self.inputs.max(1);
         let of = |segment: &Segment| {
-            let dropped = segment.input(x);
-            let left = Left { values: dropped.as_deref().unwrap_or(x), row: self.inputs, column: 1 };
-            product((rows, self.inputs, segment.ranks), left, Right::values(&segment.a, self.inputs, true), Precision::F32)
+            let (dropped, a) = (segment.input(x), Right::values(&segment.a, self.inputs, true));
+            rows_times(dropped.as_deref().unwrap_or(x), a, (self.inputs, segment.ranks), Precision::F32)
         };
         self.segments.iter().map(of).collect()
     }
 
     /// Adds what the adapters make of x to `ys`; what the backward pass needs of it.
     pub fn add_adapters(&self, x: &[f32], ys: [&mut [f32]; N]) -> Result<Thin> {
-        let (rows, all) = (x.len() / self.inputs.max(1), self.thin(x));
+        let all = self.thin(x);
         for (segment, thin) in self.segments.iter().zip(&all) {
             for &(place, low, first) in &segment.members {
                 let (b, rank, outputs) = (Values::of(&low.b)?, low.rank(), self.matrices[place].size().0);
-                let left = Left { values: &thin[first..], row: segment.ranks, column: 1 };
-                add_product((rows, rank, outputs), left, Right::values(&b, rank, true), Precision::F32, ys[place]);
+                let own: Vec<f32> = thin.chunks_exact(segment.ranks).flat_map(|row| &row[first..first + rank]).copied().collect();
+                add_rows_times(&own, Right::values(&b, rank, true), (rank, outputs), Precision::F32, ys[place]);
             }
         }
         Ok(all)
