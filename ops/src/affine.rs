@@ -7,10 +7,9 @@ use rayon::prelude::*;
 
 use crate::Matrix;
 use crate::activation::{gelu, gelu_of_sum};
-use crate::cpu::{Values, for_pieces, fused, rows_a_piece, written};
-use crate::linear::output_shape;
+use crate::cpu::{Values, fused, written};
+use crate::linear::{add_bias, output_shape};
 use crate::norm::{layer_norm, layer_norm_of_sum};
-use crate::simd::vectorised;
 
 /// x W^T + b with W (out, in) and b (out) frozen. Nothing that it computes has a gradient.
 ///
@@ -48,8 +47,7 @@ impl Affine {
         let mut products = Matrix::multiply_each(layers.map(|layer| &layer.weight), &Values::of(&x)?, true).into_iter().zip(shapes);
         every(layers, |layer| {
             let (mut y, shape) = products.next().expect("as many products as layers");
-            let bias = Values::of(&layer.bias)?;
-            for_pieces(&mut y, rows_a_piece(bias.len()) * bias.len(), |_, y| add_bias(y, &bias));
+            add_bias(&mut y, &Values::of(&layer.bias)?);
             Tensor::from_vec(y, shape, &Device::Cpu)
         })
     }
@@ -116,16 +114,6 @@ pub fn merge_heads(x: &Tensor) -> Result<Tensor> {
     // SAFETY: the batch's elements are all there is, and each has a slice of D values for each of its L queries and H heads.
     let merged = unsafe { written(b * l * h * d, |out| out.par_chunks_exact_mut(l * h * d).enumerate().for_each(rows)) };
     Tensor::from_vec(merged, (b, l, h * d), &Device::Cpu)
-}
-
-vectorised! {
-    fn add_bias(y: &mut [f32], bias: &[f32]) {
-        for y in y.chunks_exact_mut(bias.len()) {
-            for (y, &b) in y.iter_mut().zip(bias) {
-                *y += b;
-            }
-        }
-    }
 }
 
 #[cfg(test)]

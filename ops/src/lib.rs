@@ -42,6 +42,7 @@ mod nearest;
 mod norm;
 mod patches;
 mod product;
+mod residual;
 mod rope;
 mod simd;
 mod softmax;

@@ -46,13 +46,18 @@ fn forward(x: (&CpuStorage, &Layout), weight: (&CpuStorage, &Layout), bias: Opti
     let weight = Right::values(values(weight.0, weight.1)?, inputs, true);
     let mut y = rows_times(values(x.0, x.1)?, weight, (inputs, outputs), Precision::F32);
     if let Some(bias) = bias {
-        for_pieces(&mut y, rows_a_piece(outputs) * outputs, |_, rows| {
-            for row in rows.chunks_exact_mut(outputs) {
-                row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
-            }
-        });
+        add_bias(&mut y, bias);
     }
     Ok((CpuStorage::F32(y), shape))
+}
+
+/// Adds `bias` to each row of y, which is as long.
+pub(crate) fn add_bias(y: &mut [f32], bias: &[f32]) {
+    for_pieces(y, rows_a_piece(bias.len()) * bias.len(), |_, rows| {
+        for row in rows.chunks_exact_mut(bias.len()) {
+            row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+        }
+    });
 }
 
 /// The shape of x W^T: x's own with the last axis `outputs`, which must be `inputs`. weight: (outputs, inputs).

@@ -128,6 +128,14 @@ impl<'a, const N: usize> Group<'a, N> {
         Ok((ys, thin))
     }
 
+    /// As [`Self::forward`], added to `ys`.
+    pub fn add_forward(&self, x: &[f32], mut ys: [&mut [f32]; N]) -> Result<Thin> {
+        for (matrix, y) in self.matrices.iter().zip(&mut ys) {
+            matrix.add_multiply(x, true, y);
+        }
+        self.add_adapters(x, ys)
+    }
+
     /// A x of the adapters, scaled.
     pub fn thin(&self, x: &[f32]) -> Thin {
         let of = |segment: &Segment| {
@@ -138,7 +146,7 @@ impl<'a, const N: usize> Group<'a, N> {
     }
 
     /// Adds what the adapters make of x to `ys`; what the backward pass needs of it.
-    pub fn add_adapters(&self, x: &[f32], ys: [&mut [f32]; N]) -> Result<Thin> {
+    fn add_adapters(&self, x: &[f32], ys: [&mut [f32]; N]) -> Result<Thin> {
         let all = self.thin(x);
         for (segment, thin) in self.segments.iter().zip(&all) {
             for &(place, low, first) in &segment.members {

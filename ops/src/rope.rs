@@ -31,28 +31,18 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
 }
 
 vectorised! {
-    /// One head, (L, D); `direction` 1 rotates, -1 rotates back.
-    fn rotate(x: &[f32], cos: &[f32], sin: &[f32], half: usize, direction: f32, y: &mut [f32]) {
-        let tables = cos.chunks_exact(half).zip(sin.chunks_exact(half));
-        for ((y, x), (cos, sin)) in y.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)).zip(tables) {
-            let ((xa, xb), (ya, yb)) = (x.split_at(half), y.split_at_mut(half));
-            for (((((ya, yb), &a), &b), &cos), &sin) in ya.iter_mut().zip(yb).zip(xa).zip(xb).zip(cos).zip(sin) {
-                let sin = direction * sin;
-                *ya = a * cos - b * sin;
-                *yb = b * cos + a * sin;
-            }
-        }
-    }
-}
-
-vectorised! {
-    /// One row of whole heads, in place.
-    fn rotate_heads(row: &mut [f32], cos: &[f32], sin: &[f32], direction: f32) {
-        for head in row.chunks_exact_mut(2 * cos.len()) {
-            let (first, second) = head.split_at_mut(cos.len());
-            for (((a, b), &cos), &sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
-                let sin = direction * sin;
-                (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+    /// Rows of whole heads, `width` values each, from position `first` on, in place; `direction` 1 rotates, -1 rotates back. Tables: (L, half);
+    /// position L is 0 again.
+    fn rotate(rows: &mut [f32], width: usize, cos: &[f32], sin: &[f32], half: usize, first: usize, direction: f32) {
+        for (i, row) in rows.chunks_exact_mut(width).enumerate() {
+            let at = (first + i) * half % cos.len();
+            let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
+            for head in row.chunks_exact_mut(2 * half) {
+                let (first, second) = head.split_at_mut(half);
+                for (((a, b), &cos), &sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+                    let sin = direction * sin;
+                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                }
             }
         }
     }
@@ -61,12 +51,7 @@ vectorised! {
 /// Rotates rows (B L, H D) by their positions in place, or back where `direction` is -1. cos and sin: (L, D/2); `width` = H D.
 pub(crate) fn rotate_rows(rows: &mut [f32], width: usize, [cos, sin]: [&[f32]; 2], length: usize, direction: f32) {
     let (half, rows_a_piece) = (cos.len() / length.max(1), rows_a_piece(width));
-    for_pieces(rows, rows_a_piece * width, |piece, rows| {
-        for (i, row) in rows.chunks_exact_mut(width).enumerate() {
-            let at = (piece * rows_a_piece + i) % length * half;
-            rotate_heads(row, &cos[at..at + half], &sin[at..at + half], direction);
-        }
-    });
+    for_pieces(rows, rows_a_piece * width, |piece, rows| rotate(rows, width, cos, sin, half, piece * rows_a_piece, direction));
 }
 
 struct Rope {
@@ -80,8 +65,10 @@ impl Rope {
         let (cos, sin) = (Values::of(&self.cos)?, Values::of(&self.sin)?);
         let (cos, sin): (&[f32], &[f32]) = (&cos, &sin);
         let head = (l * 2 * half).max(1);
-        let y = made_in_pieces(x.len(), head, |i, y| rotate(&x[i * head..], cos, sin, half, direction, y));
-        Ok(y)
+        Ok(made_in_pieces(x.len(), head, |i, y| {
+            y.copy_from_slice(&x[i * head..][..y.len()]);
+            rotate(y, 2 * half, cos, sin, half, 0, direction);
+        }))
     }
 }
 

@@ -1,10 +1,14 @@
 //! Attention of all heads of a batch on the processor, wherever their rows lie.
 
-use candle_core::{CpuStorage, Layout, Result, bail};
+use std::mem::MaybeUninit;
+
+use candle_core::{CpuStorage, DType, Layout, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::kernel::{Gradients, Problem, Rows};
 use crate::bands::Band;
+use crate::cpu::written;
+use crate::transfers::host_values;
 
 /// Partial sums of the bias's gradient: at least this many tasks, if the batch allows.
 const TASKS: usize = 16;
@@ -24,14 +28,13 @@ impl<'a> Heads<'a> {
         Ok(Heads { values: &storage.as_slice()?[layout.start_offset()..], strides: [stride[0], stride[1], stride[2]] })
     }
 
-    /// Rows (B, L, H D), as a projection gives them.
-    pub fn of_rows(values: &'a [f32], (length, heads, width): (usize, usize, usize)) -> Self {
-        Heads { values, strides: [length * heads * width, width, heads * width] }
-    }
-
-    /// Rows (B, H, L, D), one after the other.
-    pub fn dense(values: &'a [f32], (heads, length, width): (usize, usize, usize)) -> Self {
-        Heads { values, strides: [heads * length * width, length * width, width] }
+    /// Heads of (length, width), one after the other or side by side.
+    pub fn of(values: &'a [f32], order: Order, (heads, length, width): (usize, usize, usize)) -> Self {
+        let [of_head, of_row] = match order {
+            Order::Apart => [length * width, width],
+            Order::Beside => [width, heads * width],
+        };
+        Heads { values, strides: [heads * length * width, of_head, of_row] }
     }
 
     fn head(&self, b: usize, h: usize) -> Rows<'a> {
@@ -42,6 +45,35 @@ impl<'a> Heads<'a> {
     fn sharing(&self, b: usize, kv: usize, count: usize) -> Vec<Rows<'a>> {
         (0..count).map(|s| self.head(b, kv * count + s)).collect()
     }
+}
+
+/// How an element's heads lie in memory.
+#[derive(Clone, Copy)]
+pub enum Order {
+    /// One after the other: (B, H, L, D).
+    Apart,
+    /// Side by side, as a projection gives them: (B, L, H D).
+    Beside,
+}
+
+impl Order {
+    /// (length, width) of each head of each element.
+    fn bands(self, values: &mut [MaybeUninit<f32>], (heads, length, width): (usize, usize, usize)) -> Vec<Band<'_>> {
+        match self {
+            Order::Apart => values.chunks_mut(length * width).map(|head| Band::whole(head, width)).collect(),
+            Order::Beside => values.chunks_mut(length * heads * width).flat_map(|rows| Band::split(rows, heads * width, width)).collect(),
+        }
+    }
+}
+
+/// Which of (B, M) keys a mask of any numeric type shows.
+pub fn visible(mask: Option<&Tensor>, (batch, keys): (usize, usize)) -> Result<Option<Vec<bool>>> {
+    let Some(mask) = mask else { return Ok(None) };
+    let mask = host_values::<f32>(&mask.to_dtype(DType::F32)?)?;
+    if mask.len() != batch * keys {
+        bail!("attention: the key mask has not (B, M) values for keys of ({batch}, {keys})");
+    }
+    Ok(Some(mask.iter().map(|&m| m != 0.0).collect()))
 }
 
 /// Sizes of an attention.
@@ -97,8 +129,15 @@ impl Batch<'_> {
         self.bias.map(|bias| &bias[head * self.sizes.queries * self.sizes.keys..])
     }
 
-    /// outs: (L, D) of each head of each element of the batch.
-    pub fn forward(&self, q: Heads, k: Heads, v: Heads, mut outs: Vec<Band>) {
+    /// Heads of (L, D).
+    pub fn forward(&self, [q, k, v]: [Heads; 3], order: Order) -> Vec<f32> {
+        let Sizes { batch, heads, queries, width, .. } = self.sizes;
+        let count = batch * heads * queries * width;
+        // SAFETY: every row of every head is written.
+        unsafe { written(count, |out| self.write([q, k, v], order.bands(out, (heads, queries, width)))) }
+    }
+
+    fn write(&self, [q, k, v]: [Heads; 3], mut outs: Vec<Band>) {
         let (kv_heads, shared) = (self.sizes.kv_heads, self.shared());
         outs.par_chunks_mut(shared).enumerate().for_each(|(i, outs)| {
             let (b, kv) = (i / kv_heads, i % kv_heads);
@@ -106,9 +145,28 @@ impl Batch<'_> {
         });
     }
 
-    /// dq: (L, D) of each head of each element of the batch, dk and dv: (M, D) of each key-value head. `bias`: whether its gradient is wanted,
-    /// which comes as partial sums over parts of the batch, for each of which heads come in order.
-    pub fn backward(&self, [q, k, v, grad]: [Heads; 4], [dq, dk, dv]: [Vec<Band>; 3], bias: bool) -> Vec<f32> {
+    /// dq, dk and dv of q, k, v and the output's gradient, heads of (L, D) and (M, D). `bias`: whether its gradient is wanted, which comes last, as
+    /// partial sums over parts of the batch, for each of which heads come in order.
+    pub fn backward(&self, heads: [Heads; 4], order: Order, bias: bool) -> [Vec<f32>; 4] {
+        let Sizes { batch, heads: of_queries, kv_heads, queries, keys, width } = self.sizes;
+        let [of_queries, of_keys] = [(of_queries, queries, width), (kv_heads, keys, width)];
+        let count = |(heads, length, width): (usize, usize, usize)| batch * heads * length * width;
+        let (mut dk, mut dv, mut partials) = (Vec::new(), Vec::new(), Vec::new());
+        // SAFETY: every row of every head is written.
+        let dq = unsafe {
+            written(count(of_queries), |dq| {
+                dk = written(count(of_keys), |dk| {
+                    dv = written(count(of_keys), |dv| {
+                        let outs = [order.bands(dq, of_queries), order.bands(dk, of_keys), order.bands(dv, of_keys)];
+                        partials = self.write_gradients(heads, outs, bias);
+                    });
+                });
+            })
+        };
+        [dq, dk, dv, partials]
+    }
+
+    fn write_gradients(&self, [q, k, v, grad]: [Heads; 4], [dq, dk, dv]: [Vec<Band>; 3], bias: bool) -> Vec<f32> {
         let Sizes { batch: b, heads: h, kv_heads: kv, queries: l, keys: m, .. } = self.sizes;
         let shared = self.shared();
         let parts = if bias { TASKS.div_ceil(kv).min(b) } else { b };

@@ -1,24 +1,17 @@
 //! The attention kernel as a candle operation.
 
-use std::mem::MaybeUninit;
 use std::sync::{Arc, Mutex};
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, StorageRef, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Storage, StorageRef, Tensor, bail};
 
 use super::Attention;
-use super::batch::{Batch, Heads, Sizes};
-use crate::bands::Band;
-use crate::cpu::{Values, sum_partials, values, written};
+use super::batch::{Batch, Heads, Order, Sizes, visible};
+use crate::cpu::{Values, sum_partials, values};
 use crate::kept;
-use crate::transfers::host_values;
 
 /// q, k and v as for [`super::attention`], f32 on the CPU; bias (H, L, M).
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &Attention) -> Result<Tensor> {
-    let mask = |mask: &Tensor| host_values::<f32>(&mask.to_dtype(DType::F32)?);
-    let visible = options.key_mask.map(mask).transpose()?.map(|mask| mask.iter().map(|&m| m != 0.0).collect::<Vec<_>>());
-    if visible.as_ref().is_some_and(|visible| visible.len() != k.dims()[0] * k.dims()[2]) {
-        bail!("attention: the key mask has not (B, M) values for keys of {:?}", k.shape());
-    }
+    let visible = visible(options.key_mask, (k.dims()[0], k.dims()[2]))?;
     let mut bias_gradient = None;
     let mut q = last_axis_dense(q)?;
     if let Some(bias) = options.bias.filter(|bias| bias.track_op()) {
@@ -73,43 +66,12 @@ fn cpu<'a>(storage: &'a StorageRef) -> Result<&'a CpuStorage> {
 }
 
 impl Fused {
-    fn batch<'a>(&'a self, sizes: Sizes, bias: Option<&'a [f32]>) -> Batch<'a> {
-        Batch { sizes, scale: self.scale, causal: self.causal, visible: self.visible.as_deref(), bias }
-    }
-
-    fn forward(&self, sizes: Sizes, [q, k, v]: [Heads; 3]) -> Result<Vec<f32>> {
+    /// `work` with what all heads have in common.
+    fn with<T>(&self, sizes: Sizes, work: impl FnOnce(Batch) -> T) -> Result<T> {
         let bias = self.bias.as_ref().map(Values::of).transpose()?;
-        let batch = self.batch(sizes, bias.as_deref());
-        let Sizes { batch: b, heads, queries, width, .. } = sizes;
-        // SAFETY: every row of every head is written.
-        Ok(unsafe { written(b * heads * queries * width, |out| batch.forward(q, k, v, dense(out, queries, width))) })
+        let (visible, bias) = (self.visible.as_deref(), bias.as_deref());
+        Ok(work(Batch { sizes, scale: self.scale, causal: self.causal, visible, bias }))
     }
-
-    /// dq, dk, dv, and partial sums of the bias's gradient.
-    fn backward(&self, sizes: Sizes, heads: [Heads; 4]) -> Result<[Vec<f32>; 4]> {
-        let bias = self.bias.as_ref().map(Values::of).transpose()?;
-        let batch = self.batch(sizes, bias.as_deref());
-        let Sizes { batch: b, heads: h, kv_heads, queries, keys, width } = sizes;
-        let (mut dk, mut dv, mut partials) = (Vec::new(), Vec::new(), Vec::new());
-        let of_keys = b * kv_heads * keys * width;
-        // SAFETY: every row of every head is written.
-        let dq = unsafe {
-            written(b * h * queries * width, |dq| {
-                dk = written(of_keys, |dk| {
-                    dv = written(of_keys, |dv| {
-                        let outs = [dense(dq, queries, width), dense(dk, keys, width), dense(dv, keys, width)];
-                        partials = batch.backward(heads, outs, self.bias_gradient.is_some());
-                    });
-                });
-            })
-        };
-        Ok([dq, dk, dv, partials])
-    }
-}
-
-/// Heads of `rows` rows of `width` values, one after the other.
-fn dense(values: &mut [MaybeUninit<f32>], rows: usize, width: usize) -> Vec<Band<'_>> {
-    values.chunks_mut(rows * width).map(|head| Band::whole(head, width)).collect()
 }
 
 impl CustomOp3 for Fused {
@@ -127,7 +89,8 @@ impl CustomOp3 for Fused {
         vl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let sizes = Sizes::of(ql, kl, vl)?;
-        let out = kept::values(|| self.forward(sizes, [Heads::new(q, ql)?, Heads::new(k, kl)?, Heads::new(v, vl)?]))?;
+        let heads = [Heads::new(q, ql)?, Heads::new(k, kl)?, Heads::new(v, vl)?];
+        let out = kept::values(|| self.with(sizes, |batch| batch.forward(heads, Order::Apart)))?;
         Ok((CpuStorage::F32(out), ql.shape().clone()))
     }
 
@@ -142,9 +105,9 @@ impl CustomOp3 for Fused {
         let grad = grad.contiguous()?;
         let ((qs, ql), (ks, kl), (vs, vl)) = (q.storage_and_layout(), k.storage_and_layout(), v.storage_and_layout());
         let (sizes, grad) = (Sizes::of(ql, kl, vl)?, Values::of(&grad)?);
-        let grad = Heads::dense(&grad, (sizes.heads, sizes.queries, sizes.width));
+        let grad = Heads::of(&grad, Order::Apart, (sizes.heads, sizes.queries, sizes.width));
         let heads = [Heads::new(cpu(&qs)?, ql)?, Heads::new(cpu(&ks)?, kl)?, Heads::new(cpu(&vs)?, vl)?, grad];
-        let [dq, dk, dv, partials] = self.backward(sizes, heads)?;
+        let [dq, dk, dv, partials] = self.with(sizes, |batch| batch.backward(heads, Order::Apart, self.bias_gradient.is_some()))?;
         if let (Some(bias), Some(wanted)) = (&self.bias, &self.bias_gradient) {
             let gradient = Tensor::from_vec(sum_partials(&partials, bias.elem_count()), bias.shape(), bias.device())?;
             *wanted.lock().expect("no holder of the lock panics") = Some(gradient);

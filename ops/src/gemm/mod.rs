@@ -8,6 +8,7 @@ mod pack;
 mod tile;
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -15,9 +16,11 @@ use crate::cpu::{cleared, written};
 use crate::matrix::{Format, words};
 #[cfg(target_arch = "x86_64")]
 pub use pack::turn_16;
-use pack::{LANES, Words, as_values, as_words, interleave_bits, widen_bits};
-pub use tile::Level;
-use tile::{Place, Strip, WIDTH, multiply};
+use pack::{LANES, Words, as_values, as_words, interleave_bits};
+#[cfg(target_arch = "x86_64")]
+pub use tile::mask;
+pub use tile::{Level, Place};
+use tile::{Strip, WIDTH, multiply};
 
 /// Bytes of a strip's block on the inner axis for each of its columns: with f32 256 values, with pairs 512.
 const DEPTH: usize = 256;
@@ -74,6 +77,27 @@ impl<'a> Right<'a> {
         let bytes = self.columns / self.format.block() * self.format.block_bytes();
         &self.bytes[index * bytes..][..bytes]
     }
+
+    /// Asks for the memory of some values (first, count) of some rows (first, count), which are read soon: for shares `share` of `of` of the rows.
+    /// Asked for while others are multiplied, they are there when they are packed; a processor's own foresight ends with a page.
+    pub fn expect(&self, (first, count): (usize, usize), (start, values): (usize, usize), share: Range<usize>, of: usize) {
+        let bytes = |values: usize| values / self.format.block() * self.format.block_bytes();
+        for row in count * share.start / of..count * share.end / of {
+            expect_bytes(&self.row(first + row)[bytes(start)..][..bytes(values)]);
+        }
+    }
+}
+
+/// Asks for memory in the second-level cache, where there is a way to.
+fn expect_bytes(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(64) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a hint; x86-64 has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
 }
 
 /// left (m, k) * right (k, n) -> (m, n).
@@ -131,7 +155,7 @@ unsafe fn run(level: Level, (m, k): (usize, usize), left: Left, rights: &[(Right
         // long runs of strips: neighbouring columns of a turned factor lie on the same pages
         let run = if right.turned { all.div_ceil(8 * threads).max(1) } else { (all / (4 * threads)).clamp(1, GROUP) };
         for rows in row_parts(m, all.div_ceil(run), threads, packed.tile) {
-            let task = Task { size: (m, k, *n), rows, right: *right, words, packed: &packed, before, out };
+            let task = Task { size: (m, k, *n), rows, right: *right, words, packed: &packed, before, out: *out };
             pieces.extend((0..strips).step_by(run).map(|first| (task, first, run.min(strips - first))));
         }
     }
@@ -180,8 +204,9 @@ pub fn add_small_product((m, k, n): (usize, usize, usize), left: Left, right: &[
     true
 }
 
-/// The output, of which each task writes rows and columns of its own.
-struct Out(*mut f32);
+/// An output, of which each task writes rows and columns of its own.
+#[derive(Clone, Copy)]
+pub struct Out(pub *mut f32);
 // SAFETY: tasks write to places of their own and read nothing else.
 unsafe impl Sync for Out {}
 
@@ -255,62 +280,6 @@ fn pack_tile(left: Left, first: usize, (start, count): (usize, usize), words: Wo
     }
 }
 
-/// Bytes of a line of memory.
-const LINE: usize = 64;
-
-/// A part of the right factor: some rows (first, count), some lines of each.
-struct Lines<'a> {
-    right: &'a Right<'a>,
-    rows: (usize, usize),
-    start: usize,
-    lines: usize,
-}
-
-impl<'a> Lines<'a> {
-    /// Asks for the lines in `times` equal shares.
-    fn share(self, times: usize) -> Ahead<'a> {
-        let share = (self.rows.1 * self.lines).div_ceil(times.max(1));
-        Ahead { lines: self, share, row: 0, line: 0 }
-    }
-}
-
-/// Lines of memory that are asked for while others are multiplied: packing alone would wait for each.
-struct Ahead<'a> {
-    lines: Lines<'a>,
-    share: usize,
-    /// The next line.
-    row: usize,
-    line: usize,
-}
-
-impl Ahead<'_> {
-    /// Asks for the next share.
-    fn ask(&mut self) {
-        for _ in 0..self.share {
-            if self.row == self.lines.rows.1 {
-                return;
-            }
-            let row = self.lines.right.row(self.lines.rows.0 + self.row);
-            prefetch(row.as_ptr().wrapping_add(self.lines.start + self.line * LINE));
-            self.line += 1;
-            if self.line == self.lines.lines {
-                (self.row, self.line) = (self.row + 1, 0);
-            }
-        }
-    }
-}
-
-/// Asks for a line of memory in the second-level cache; nothing happens where there is none.
-fn prefetch(at: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: it reads nothing.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(at.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
-}
-
 #[derive(Default)]
 struct Scratch {
     strips: Vec<u32>,
@@ -327,7 +296,7 @@ struct Task<'a> {
     words: Words,
     packed: &'a PackedLeft,
     before: Before,
-    out: &'a Out,
+    out: Out,
 }
 
 impl Task<'_> {
@@ -337,12 +306,14 @@ impl Task<'_> {
         let columns = (count * WIDTH).min(n - first);
         let mut spans = blocks(k, self.words).enumerate().peekable();
         while let Some((block, span)) = spans.next() {
+            // what is packed next: columns and part of the inner axis
             let next = match spans.peek() {
-                Some(&(_, span)) => self.lines((first, columns), span),
-                None => self.lines((first + columns, columns.min(n - first - columns)), (0, span.1.min(k))),
+                Some(&(_, span)) => ((first, columns), span),
+                None => ((first + columns, columns.min(n - first - columns)), (0, span.1)),
             };
+            let (rows, along) = if self.right.turned { next } else { (next.1, next.0) };
             let tiles = (bottom - top).div_ceil(self.packed.tile) * columns.div_ceil(WIDTH);
-            let mut ahead = next.share(tiles);
+            let mut shares = 0..tiles;
             let length = self.words.of(span.1);
             scratch.strips.resize(columns.div_ceil(WIDTH) * length * WIDTH, 0);
             if self.right.turned {
@@ -354,7 +325,7 @@ impl Task<'_> {
                 let (first, columns) = (first + index * WIDTH, WIDTH.min(columns - index * WIDTH));
                 let strip = Strip { words, stride: WIDTH };
                 for row in (top..bottom).step_by(self.packed.tile) {
-                    ahead.ask();
+                    shares.next().into_iter().for_each(|share| self.right.expect(rows, along, share..share + 1, tiles));
                     let rows = self.packed.tile.min(bottom - row);
                     // SAFETY: row and column lie inside (m, n); these rows of these columns are this task's.
                     unsafe {
@@ -370,14 +341,6 @@ impl Task<'_> {
                 }
             }
         }
-    }
-
-    /// Where the right factor's values for some columns (first, count) and some of the inner axis (first, count) lie.
-    fn lines(&self, columns: (usize, usize), span: (usize, usize)) -> Lines<'_> {
-        let (rows, along) = if self.right.turned { (columns, span) } else { (span, columns) };
-        let format = self.right.format;
-        let bytes = |values: usize| values / format.block() * format.block_bytes();
-        Lines { right: &self.right, rows, start: bytes(along.0), lines: bytes(along.1).div_ceil(LINE) }
     }
 
     /// The strips' columns are rows of the matrix, and the inner axis runs along them.
@@ -400,7 +363,6 @@ impl Task<'_> {
 
     fn read_along(&self, row: &[u8], start: usize, values: &mut [f32], out: &mut [u32]) {
         match self.right.format {
-            Format::F32 if !self.words.pairs => words::<u32>(row, start, out.len(), |values| out.copy_from_slice(values)),
             Format::Bf16 if self.words.pairs && values.len().is_multiple_of(2) && start.is_multiple_of(2) => {
                 words::<u32>(row, start / 2, out.len(), |pairs| out.copy_from_slice(pairs));
             }
@@ -433,7 +395,10 @@ impl Task<'_> {
                 continue;
             }
             if let (Format::Bf16, false) = (self.right.format, self.words.pairs) {
-                words::<u16>(self.right.row(p), first, columns, |row| widen_bits(row, &mut strips[word * WIDTH..], length * WIDTH));
+                // the bits of an f32 are a pair of nothing and a bf16
+                const NOTHING: [u16; GROUP * WIDTH] = [0; GROUP * WIDTH];
+                let strips = &mut strips[word * WIDTH..];
+                words::<u16>(self.right.row(p), first, columns, |row| interleave_bits(&NOTHING[..columns], row, strips, length * WIDTH));
                 continue;
             }
             self.read_across((first, columns), (p, second), values, lanes);

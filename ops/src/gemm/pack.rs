@@ -87,27 +87,6 @@ pub fn as_values(words: &mut [u32]) -> &mut [f32] {
 }
 
 vectorised! {
-    /// f32 of each bf16: [`WIDTH`] to a strip, as in [`interleave_bits`].
-    pub fn widen_bits(row: &[u16], strips: &mut [u32], step: usize) {
-        let mut place = 0;
-        for start in (0..row.len()).step_by(WIDTH) {
-            let words = &mut strips[place..][..WIDTH];
-            let count = WIDTH.min(row.len() - start);
-            if count == WIDTH {
-                let row = &row[start..][..WIDTH];
-                for i in 0..WIDTH {
-                    words[i] = u32::from(row[i]) << 16;
-                }
-            } else {
-                words.fill(0);
-                for i in 0..count {
-                    words[i] = u32::from(row[start + i]) << 16;
-                }
-            }
-            place += step;
-        }
-    }
-
     /// A pair of each bf16 of `first` and its neighbour in `second`: [`WIDTH`] to a strip, whose first words lie `step` apart; what the last
     /// strip has too many becomes zero.
     pub fn interleave_bits(first: &[u16], second: &[u16], strips: &mut [u32], step: usize) {

@@ -146,7 +146,7 @@ vectorised! {
 /// Lanes of a tile's half that are among `columns`.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn mask(columns: usize, half: usize) -> u16 {
+pub fn mask(columns: usize, half: usize) -> u16 {
     ((1u32 << columns.saturating_sub(half * 16).min(16)) - 1) as u16
 }
 

@@ -77,9 +77,10 @@ mod x86 {
     use rayon::prelude::*;
 
     use super::pack::PackedLeft;
-    use super::tile::{Line, Place, expect_bytes, multiply, pack_strip};
+    use super::tile::{Line, multiply, pack_strip};
     use super::*;
     use crate::few::quantised;
+    use crate::gemm::{Out, Place};
 
     /// x (m, k) times each of the turned quantised `rights` (k, n) -> (m, n), in one round of work. [`quantised::available`] must be true.
     pub fn products((m, k): (usize, usize), x: &[f32], rights: &[(Right, usize)]) -> Vec<Vec<f32>> {
@@ -119,12 +120,6 @@ mod x86 {
         outs
     }
 
-    /// An output, of which each piece of work writes columns of its own.
-    #[derive(Clone, Copy)]
-    struct Out(*mut f32);
-    // SAFETY: pieces of work write to columns of their own and read nothing else.
-    unsafe impl Sync for Out {}
-
     #[derive(Clone, Copy)]
     struct Task<'a> {
         size: (usize, usize, usize),
@@ -145,8 +140,9 @@ mod x86 {
                 pack_strip(self.right, (first, columns), (start, count), strip);
                 for row in (0..m).step_by(ROWS) {
                     let rows = ROWS.min(m - row);
-                    if let Some(&next) = spans.peek() {
-                        self.expect(next, (row, rows));
+                    if let Some(&(first, start)) = spans.peek() {
+                        let (columns, values) = ((first, WIDTH.min(n - first)), (start, DEPTH.min(k - start)));
+                        self.right.expect(columns, values, row..row + rows, m);
                     }
                     // SAFETY: row and column lie inside (m, n), and the columns are this piece's own.
                     unsafe {
@@ -154,16 +150,6 @@ mod x86 {
                         multiply(part, self.left.tile(row, (start, count)), strip, count / part.values, place);
                     }
                 }
-            }
-        }
-
-        /// Asks for the memory of the span that is packed next, for each tile of the left factor a share of it.
-        fn expect(&self, (first, start): (usize, usize), (row, rows): (usize, usize)) {
-            let ((m, k, n), format) = (self.size, self.right.format);
-            let bytes = |values: usize| values / format.block() * format.block_bytes();
-            let (columns, count) = (WIDTH.min(n - first), DEPTH.min(k - start));
-            for lane in columns * row / m..columns * (row + rows) / m {
-                expect_bytes(&self.right.row(first + lane)[bytes(start)..][..bytes(count)]);
             }
         }
     }

@@ -7,7 +7,7 @@
 use std::arch::x86_64::*;
 
 use super::{Part, ROWS, SHIFT, SHIFT_BITS, WIDTH};
-use crate::gemm::{Right, turn_16};
+use crate::gemm::{Place, Right, mask, turn_16};
 use crate::matrix::Format;
 
 /// A line of the cache: what a register takes in one read.
@@ -17,24 +17,6 @@ pub struct Line(#[expect(dead_code, reason = "written and read as a register")] 
 
 impl Line {
     pub const WORDS: usize = 16;
-}
-
-/// A tile's place in the output.
-#[derive(Clone, Copy)]
-pub struct Place {
-    /// Its first value.
-    pub start: *mut f32,
-    /// Values from row to row.
-    pub stride: usize,
-    pub rows: usize,
-    pub columns: usize,
-    /// Whether the product is added to what is there, or replaces it.
-    pub add: bool,
-}
-
-/// Lanes of a tile's half that are among `columns`.
-fn mask(columns: usize, half: usize) -> u16 {
-    ((1u32 << columns.saturating_sub(half * 16).min(16)) - 1) as u16
 }
 
 /// Writes the product of so many parts of a packed tile and a packed strip to `place`.
@@ -115,14 +97,6 @@ unsafe fn tile<const R: usize, const WORDS: usize, const MINIMA: bool>(left: *co
             // SAFETY: masked to the place's columns.
             unsafe { _mm512_mask_storeu_ps(out, mask(place.columns, half), sums[r][half]) };
         }
-    }
-}
-
-/// Asks for memory that will be read soon: the processor's own foresight ends with a page.
-pub fn expect_bytes(bytes: &[u8]) {
-    for line in bytes.chunks(64) {
-        // SAFETY: a hint; x86-64 has it.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
     }
 }
 

@@ -66,9 +66,8 @@ impl Layer {
         key_mask: Option<&Tensor>,
         mut dropout: Option<&mut ChaCha8Rng>,
     ) -> Result<Tensor> {
-        if self.attends_in_place()
-            && let Some(projections) = self.in_place([Q, K, V, O], x, dropout.as_deref_mut())
-        {
+        if self.attends_in_place() {
+            let projections = self.in_place([Q, K, V, O], x, dropout);
             let block = AttentionBlock { norm: &self.input_norm, eps: config.rms_norm_eps, projections, cos, sin, key_mask };
             return Ok(ops::attention_block(x, &block)?);
         }
@@ -84,13 +83,9 @@ impl Layer {
 
     /// x and what the feed-forward block adds to it.
     pub(super) fn feed_forward(&self, x: &Tensor, config: &LlamaConfig, mut dropout: Option<&mut ChaCha8Rng>) -> Result<Tensor> {
-        if self.feeds_in_place()
-            && let Some(projections) = self.in_place([GATE, UP, DOWN], x, dropout.as_deref_mut())
-        {
+        if self.feeds_in_place() {
+            let projections = self.in_place([GATE, UP, DOWN], x, dropout);
             return Ok(ops::gated_feed_forward(x, &self.post_norm, config.rms_norm_eps, projections)?);
-        }
-        if let Some(matrices) = self.fixed_feed_forward() {
-            return Ok(ops::gated_feed_forward(x, &self.post_norm, config.rms_norm_eps, matrices.map(AdaptedMatrix::from))?);
         }
         let mut project = |which: usize, x: &Tensor| self.projections[which].forward(x, dropout.as_deref_mut());
         let normed = ops::rms_norm(x, &self.post_norm, config.rms_norm_eps)?;
@@ -108,17 +103,10 @@ impl Layer {
         !self.post_norm.track_op() && [GATE, UP, DOWN].iter().all(|&which| self.projections[which].is_in_place())
     }
 
-    /// Frozen projections with their adapters, which take rows of x or as many.
-    fn in_place<const N: usize>(&self, which: [usize; N], x: &Tensor, mut dropout: Option<&mut ChaCha8Rng>) -> Option<[AdaptedMatrix; N]> {
+    /// Projections that are all in place with their adapters, which take rows of x or as many.
+    fn in_place<const N: usize>(&self, which: [usize; N], x: &Tensor, mut dropout: Option<&mut ChaCha8Rng>) -> [AdaptedMatrix; N] {
         let rows = x.elem_count() / x.dims().last().copied().unwrap_or(1).max(1);
-        let own = |&which: &usize| self.projections[which].in_place(rows, dropout.as_deref_mut());
-        which.iter().map(own).collect::<Option<Vec<_>>>()?.try_into().ok()
-    }
-
-    /// Gate, up and down where nothing of them or of their norm is trained.
-    pub(super) fn fixed_feed_forward(&self) -> Option<[&Matrix; 3]> {
-        let matrix = |which: usize| if self.projections[which].adapter.is_none() { self.matrix(which) } else { None };
-        if self.post_norm.track_op() { None } else { Some([matrix(GATE)?, matrix(UP)?, matrix(DOWN)?]) }
+        which.map(|which| self.projections[which].in_place(rows, dropout.as_deref_mut()).expect("the callers have asked whether it is"))
     }
 
     /// The frozen weight of a projection.
@@ -160,14 +148,9 @@ impl Layer {
         let v = split(&v, config.kv_heads())?;
         let mixed = join(&attend([&q, &k, &v], 1.0 / (config.head_width() as f64).sqrt())?)?;
         let x = (x + project(O, &mixed)?)?;
-        if self.feeds_in_place()
-            && let Some(projections) = self.in_place([GATE, UP, DOWN], &x, None)
-        {
-            let projections = projections.map(AdaptedMatrix::for_reading);
+        if self.feeds_in_place() {
+            let projections = self.in_place([GATE, UP, DOWN], &x, None).map(AdaptedMatrix::for_reading);
             return Ok(ops::gated_feed_forward(&x, &self.post_norm, config.rms_norm_eps, projections)?);
-        }
-        if let Some(matrices) = self.fixed_feed_forward() {
-            return Ok(ops::gated_feed_forward(&x, &self.post_norm, config.rms_norm_eps, matrices.map(AdaptedMatrix::from))?);
         }
         let normed = ops::rms_norm(&x, &self.post_norm.detach(), config.rms_norm_eps)?;
         let hidden = ops::swiglu(&project(GATE, &normed)?, &project(UP, &normed)?)?;
