@@ -1,8 +1,9 @@
 //! Matrix products with the right factor read where it lies: a mapped file's bf16 or quantised rows are packed strip by strip as they are
 //! multiplied, so that no second copy of a weight exists, in either direction.
 //!
-//! The scheme is that of K. Goto and R. van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008): strips of the right
-//! factor stay in the first-level cache while tiles of the left one stream past. Sums are taken in one order whatever the number of threads.
+//! The scheme is that of K. Goto and R. van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008): strips of the right factor
+//! stay in the second-level cache, a tile of the left one in the first-level cache while they stream past it. Sums are taken in one order whatever
+//! the number of threads.
 
 mod pack;
 mod tile;
@@ -22,12 +23,15 @@ pub use tile::mask;
 pub use tile::{Level, Place};
 use tile::{Strip, WIDTH, multiply};
 
-/// Bytes of a strip's block on the inner axis for each of its columns: with f32 256 values, with pairs 512.
-const DEPTH: usize = 256;
+/// Words of a block on the inner axis for each row and column: with f32 512 values, with pairs 1024. The output is read and written for each block.
+const DEPTH: usize = 512;
 
 /// Strips that are packed together: a block of the left factor is read once for all of them, and where the inner axis runs from row to row, 512 bytes
 /// of each row of bf16, since a strip's own 64 would cost a page's look-up each. Together they stay in the second-level cache.
 const GROUP: usize = 8;
+
+/// Pieces of work for each core, at least, so that none waits long for the other.
+const PIECES: usize = 4;
 
 /// Products below this are not worth a second core.
 const PARALLEL_FROM: usize = 1 << 18;
@@ -152,16 +156,14 @@ unsafe fn run(level: Level, (m, k): (usize, usize), left: Left, rights: &[(Right
     let mut pieces = Vec::new();
     for (right, n, out) in rights {
         let strips = n.div_ceil(WIDTH);
-        // long runs of strips: neighbouring columns of a turned factor lie on the same pages
-        let run = if right.turned { all.div_ceil(8 * threads).max(1) } else { (all / (4 * threads)).clamp(1, GROUP) };
-        for rows in row_parts(m, all.div_ceil(run), threads, packed.tile) {
+        // as many groups as there are, and a few for each core: all of nearly one size
+        let count = strips.div_ceil(GROUP).max((PIECES * threads * strips).div_ceil(all.max(1))).min(strips);
+        for rows in row_parts(m, all.div_ceil(GROUP).max(PIECES * threads).min(all), threads, packed.tile) {
             let task = Task { size: (m, k, *n), rows, right: *right, words, packed: &packed, before, out: *out };
-            pieces.extend((0..strips).step_by(run).map(|first| (task, first, run.min(strips - first))));
+            pieces.extend((0..count).map(|piece| (task, piece * strips / count, (piece + 1) * strips / count)));
         }
     }
-    let work = |scratch: &mut Scratch, (task, first, count): &(Task, usize, usize)| {
-        (*first..first + count).step_by(GROUP).for_each(|at| task.group(at, GROUP.min(first + count - at), scratch));
-    };
+    let work = |scratch: &mut Scratch, (task, first, last): &(Task, usize, usize)| task.group(*first, last - first, scratch);
     if m * k * rights.iter().map(|(_, n, _)| n).sum::<usize>() < PARALLEL_FROM {
         let mut scratch = Scratch::default();
         pieces.iter().for_each(|piece| work(&mut scratch, piece));
@@ -280,6 +282,16 @@ fn pack_tile(left: Left, first: usize, (start, count): (usize, usize), words: Wo
     }
 }
 
+/// `count` words on whole lines of memory.
+fn aligned(words: &mut Vec<u32>, count: usize) -> &mut [u32] {
+    words.resize(count + 15, 0);
+    let skip = words.as_ptr().align_offset(64);
+    &mut words[skip..][..count]
+}
+
+/// Room for the words and the values of some rows while they are packed.
+type Lines<'a> = (&'a mut Vec<u32>, &'a mut Vec<f32>);
+
 #[derive(Default)]
 struct Scratch {
     strips: Vec<u32>,
@@ -315,24 +327,24 @@ impl Task<'_> {
             let tiles = (bottom - top).div_ceil(self.packed.tile) * columns.div_ceil(WIDTH);
             let mut shares = 0..tiles;
             let length = self.words.of(span.1);
-            scratch.strips.resize(columns.div_ceil(WIDTH) * length * WIDTH, 0);
+            let strips = aligned(&mut scratch.strips, columns.div_ceil(WIDTH) * length * WIDTH);
             if self.right.turned {
-                self.pack_turned((first, columns), span, scratch);
+                self.pack_turned((first, columns), span, strips, (&mut scratch.lanes, &mut scratch.values));
             } else {
-                self.pack_straight((first, columns), span, scratch);
+                self.pack_straight((first, columns), span, strips, (&mut scratch.lanes, &mut scratch.values));
             }
-            for (index, words) in scratch.strips.chunks_exact(length * WIDTH).enumerate() {
-                let (first, columns) = (first + index * WIDTH, WIDTH.min(columns - index * WIDTH));
-                let strip = Strip { words, stride: WIDTH };
-                for row in (top..bottom).step_by(self.packed.tile) {
+            for row in (top..bottom).step_by(self.packed.tile) {
+                let height = self.packed.tile.min(bottom - row);
+                for (index, words) in strips.chunks_exact(length * WIDTH).enumerate() {
+                    let (first, columns) = (first + index * WIDTH, WIDTH.min(columns - index * WIDTH));
+                    let strip = Strip { words, stride: WIDTH };
                     shares.next().into_iter().for_each(|share| self.right.expect(rows, along, share..share + 1, tiles));
-                    let rows = self.packed.tile.min(bottom - row);
                     // SAFETY: row and column lie inside (m, n); these rows of these columns are this task's.
                     unsafe {
                         let place = Place {
                             start: self.out.0.add(row * n + first),
                             stride: n,
-                            rows,
+                            rows: height,
                             columns,
                             add: block > 0 || self.before == Before::Kept,
                         };
@@ -344,20 +356,20 @@ impl Task<'_> {
     }
 
     /// The strips' columns are rows of the matrix, and the inner axis runs along them.
-    fn pack_turned(&self, (first, columns): (usize, usize), (start, count): (usize, usize), scratch: &mut Scratch) {
+    fn pack_turned(&self, (first, columns): (usize, usize), (start, count): (usize, usize), strips: &mut [u32], (lanes, values): Lines) {
         let length = self.words.of(count);
-        scratch.lanes.resize(LANES * length, 0);
-        scratch.values.resize(2 * DEPTH, 0.0);
+        lanes.resize(LANES * length, 0);
+        values.resize(2 * DEPTH, 0.0);
         for (group, strip) in (0..columns.next_multiple_of(WIDTH)).step_by(LANES).map(|group| (group, group / WIDTH)) {
-            for (lane, words) in scratch.lanes.chunks_exact_mut(length).enumerate() {
+            for (lane, words) in lanes.chunks_exact_mut(length).enumerate() {
                 if group + lane >= columns {
                     words.fill(0);
                 } else {
-                    self.read_along(self.right.row(first + group + lane), start, &mut scratch.values[..count], words);
+                    self.read_along(self.right.row(first + group + lane), start, &mut values[..count], words);
                 }
             }
             let place = strip * length * WIDTH + group % WIDTH;
-            self.words.turn(&scratch.lanes, length, (LANES, length), WIDTH, &mut scratch.strips[place..]);
+            self.words.turn(lanes, length, (LANES, length), WIDTH, &mut strips[place..]);
         }
     }
 
@@ -375,12 +387,11 @@ impl Task<'_> {
     }
 
     /// The strips' rows are parts of the matrix's rows, and the inner axis runs from row to row.
-    fn pack_straight(&self, (first, columns): (usize, usize), (start, count): (usize, usize), scratch: &mut Scratch) {
+    fn pack_straight(&self, (first, columns): (usize, usize), (start, count): (usize, usize), strips: &mut [u32], (lanes, values): Lines) {
         let (length, step) = (self.words.of(count), if self.words.pairs { 2 } else { 1 });
         let width = columns.next_multiple_of(WIDTH);
-        scratch.lanes.resize(width, 0);
-        scratch.values.resize(2 * width, 0.0);
-        let Scratch { strips, lanes, values } = scratch;
+        lanes.resize(width, 0);
+        values.resize(2 * width, 0.0);
         // what the last strip has too many stays zero
         lanes.fill(0);
         values.fill(0.0);
