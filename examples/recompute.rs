@@ -40,6 +40,7 @@ const STRUCTURE: [&str; 6] = [
 
 fn main() -> Outcome<()> {
     ctscribe_ops::reuse_freed_memory();
+    ctscribe_ops::keep_one_heap();
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => compare(),

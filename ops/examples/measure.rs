@@ -56,6 +56,7 @@ fn attention(sizes: [usize; 6], causal: bool, biased: bool) -> Result<()> {
 fn main() -> Result<()> {
     if std::env::args().nth(1).as_deref() != Some("default-memory") {
         ops::reuse_freed_memory();
+        ops::keep_one_heap();
     }
     println!("{:<40} forward, forward and backward", "");
     for shape in [[1520, 512], [7000, 256]] {

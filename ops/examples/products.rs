@@ -32,6 +32,7 @@ fn main() -> Result<()> {
     let size: Vec<usize> = std::env::args().skip(1).filter_map(|arg| arg.parse().ok()).collect();
     let (outputs, inputs) = if let [outputs, inputs] = size[..] { (outputs, inputs) } else { (5632, 2048) };
     ctscribe_ops::reuse_freed_memory();
+    ctscribe_ops::keep_one_heap();
     let weight = noise(outputs, inputs)?;
     let matrices = [
         Matrix::from_tensor(&weight)?,

@@ -80,6 +80,11 @@ enum Command {
 }
 
 impl Cli {
+    /// Whether its work is on many small texts, not on tensors.
+    pub fn is_of_texts(&self) -> bool {
+        matches!(self.command, Command::Evaluate(_) | Command::Compare(_) | Command::Text(_))
+    }
+
     /// Runs the subcommand, on all the ranks that this process was started among. An error of one rank ends the others.
     pub fn run(self) -> Result<()> {
         let ranks = ranks::open()?;
