@@ -86,7 +86,7 @@ vectorised! {
     /// Largest value of a row and the sum of e^(x - largest).
     fn exponential_sum(row: &[f32]) -> (f32, f32) {
         let shift = largest(row);
-        (shift, sum_of(row.len(), |i| exp(row[i] - shift)))
+        (shift, sum_of([row], |[x]| exp(x - shift)))
     }
 
     /// scale * softmax(row).

@@ -75,7 +75,7 @@ impl Norm {
     fn statistics(self, x: &[f32]) -> (f32, f32) {
         let n = x.len() as f32;
         let mean = if self.centred { sum(x) / n } else { 0.0 };
-        let square = sum_of(x.len(), |i| (x[i] - mean) * (x[i] - mean)) / n;
+        let square = sum_of([x], |[x]| (x - mean) * (x - mean)) / n;
         (mean, 1.0 / (square + self.eps).sqrt())
     }
 }
@@ -116,7 +116,7 @@ vectorised! {
         for ((dx, x), grad) in dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(grad.chunks_exact(width)) {
             let (mean, r) = norm.statistics(x);
             let shift = if norm.centred { dot(grad, weight) / width as f32 } else { 0.0 };
-            let slope = sum_of(width, |i| grad[i] * weight[i] * ((x[i] - mean) * r)) / width as f32;
+            let slope = sum_of([grad, weight, x], |[g, w, x]| g * w * ((x - mean) * r)) / width as f32;
             for (((dx, &x), &g), &w) in dx.iter_mut().zip(x).zip(grad).zip(weight) {
                 *dx = r * (g * w - shift - (x - mean) * r * slope);
             }
@@ -146,7 +146,7 @@ vectorised! {
         for ((dx, x), grad) in dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(grad.chunks_exact(width)) {
             let length = dot(x, x).sqrt();
             let inverse = 1.0 / length.max(eps);
-            let slope = sum_of(width, |i| x[i] * grad[i] * scale[i]);
+            let slope = sum_of([x, grad, scale], |[x, g, s]| x * g * s);
             let along = if length >= eps { slope * inverse * inverse } else { 0.0 };
             for (((dx, &x), &g), &s) in dx.iter_mut().zip(x).zip(grad).zip(scale) {
                 *dx = (g * s - x * along) * inverse;

@@ -92,39 +92,50 @@ pub fn normal_density(x: f32) -> f32 {
     INVERSE_SQRT_TAU * exp(-0.5 * x * x)
 }
 
-/// Folds `f(i)` for `i < n` over fixed lanes: the order of additions does not depend on the processor.
+/// Folds `f` of the values at each place of slices as long as the first over fixed lanes: the order of additions does not depend on the processor.
 #[inline(always)]
-pub fn sum_of(n: usize, f: impl Fn(usize) -> f32) -> f32 {
-    let mut lanes = [0.0f32; LANES];
+pub fn sum_of<const N: usize>(slices: [&[f32]; N], f: impl Fn([f32; N]) -> f32) -> f32 {
+    let (n, mut lanes, mut values) = (slices[0].len(), [0.0f32; LANES], [0.0; N]);
     let whole = n / LANES * LANES;
     for start in (0..whole).step_by(LANES) {
+        // as arrays: a check of each index would keep the compiler from taking the lanes at once
+        let mut chunks = [&[0.0; LANES]; N];
+        for (chunk, slice) in chunks.iter_mut().zip(&slices) {
+            *chunk = slice[start..][..LANES].try_into().expect("the slice has as many values");
+        }
         for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += f(start + lane);
+            for (value, chunk) in values.iter_mut().zip(&chunks) {
+                *value = chunk[lane];
+            }
+            *sum += f(values);
         }
     }
     let mut total = 0.0;
     for i in whole..n {
-        total += f(i);
+        total += f(slices.map(|slice| slice[i]));
     }
-    for width in [8, 4, 2, 1] {
-        for lane in 0..width {
-            lanes[lane] += lanes[lane + width];
-        }
+    // else the compiler turns the lanes in each round of the loop as these last sums would have them
+    let lanes = std::hint::black_box(lanes);
+    let (mut eight, mut four) = ([0.0; 8], [0.0; 4]);
+    for i in 0..8 {
+        eight[i] = lanes[i] + lanes[i + 8];
     }
-    total + lanes[0]
+    for i in 0..4 {
+        four[i] = eight[i] + eight[i + 4];
+    }
+    total + ((four[0] + four[2]) + (four[1] + four[3]))
 }
 
 /// Sum of a slice.
 #[inline(always)]
 pub fn sum(x: &[f32]) -> f32 {
-    sum_of(x.len(), |i| x[i])
+    sum_of([x], |[x]| x)
 }
 
 /// Inner product of two slices of one length.
 #[inline(always)]
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let b = &b[..a.len()];
-    sum_of(a.len(), |i| a[i] * b[i])
+    sum_of([a, b], |[a, b]| a * b)
 }
 
 vectorised! {

@@ -3,6 +3,9 @@
 use crate::simd::{dot, vectorised};
 use crate::softmax::softmax_row;
 
+/// Channels whose sums are made together.
+const BLOCK: usize = 64;
+
 vectorised! {
     /// Softmax attention of one query (D) over the rows of `keys` and `values` (M, D), written to `out` (D). A query's result depends on
     /// nothing but its own keys and values: it has the same bits whatever else is attended to beside it.
@@ -13,11 +16,17 @@ vectorised! {
             *weight = scale * dot(query, &keys[j * width..][..width]);
         }
         softmax_row(&mut weights);
-        out.fill(0.0);
-        for (value, &weight) in values.chunks_exact(query.len()).zip(&weights) {
-            for (out, &value) in out.iter_mut().zip(value) {
-                *out = weight.mul_add(value, *out);
+        for (at, out) in out.chunks_mut(BLOCK).enumerate() {
+            // sums of a size that the compiler knows stay in registers
+            let mut sums = [0.0; BLOCK];
+            for (value, &weight) in values.chunks_exact(width).zip(&weights) {
+                let value = &value[at * BLOCK..][..out.len()];
+                match <&[f32; BLOCK]>::try_from(value) {
+                    Ok(value) => sums.iter_mut().zip(value).for_each(|(sum, &value)| *sum = weight.mul_add(value, *sum)),
+                    Err(_) => sums.iter_mut().zip(value).for_each(|(sum, &value)| *sum = weight.mul_add(value, *sum)),
+                }
             }
+            out.copy_from_slice(&sums[..out.len()]);
         }
     }
 }
