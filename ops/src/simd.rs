@@ -100,14 +100,14 @@ pub fn sum_of<const N: usize>(slices: [&[f32]; N], f: impl Fn([f32; N]) -> f32) 
     for start in (0..whole).step_by(LANES) {
         // as arrays: a check of each index would keep the compiler from taking the lanes at once
         let mut chunks = [&[0.0; LANES]; N];
-        for (chunk, slice) in chunks.iter_mut().zip(&slices) {
-            *chunk = slice[start..][..LANES].try_into().expect("the slice has as many values");
+        for which in 0..N {
+            chunks[which] = slices[which][start..][..LANES].try_into().expect("the slice has as many values");
         }
-        for (lane, sum) in lanes.iter_mut().enumerate() {
-            for (value, chunk) in values.iter_mut().zip(&chunks) {
-                *value = chunk[lane];
+        for lane in 0..LANES {
+            for which in 0..N {
+                values[which] = chunks[which][lane];
             }
-            *sum += f(values);
+            lanes[lane] += f(values);
         }
     }
     let mut total = 0.0;
