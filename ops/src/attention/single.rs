@@ -1,33 +1,18 @@
 //! Attention of one query over cached keys and values, for texts being written.
 
-use crate::simd::{dot, vectorised};
+use super::kernel::{Rows, inner_products, weighted_sum};
+use crate::simd::vectorised;
 use crate::softmax::softmax_row;
-
-/// Channels whose sums are made together.
-const BLOCK: usize = 64;
 
 vectorised! {
     /// Softmax attention of one query (D) over the rows of `keys` and `values` (M, D), written to `out` (D). A query's result depends on
     /// nothing but its own keys and values: it has the same bits whatever else is attended to beside it.
     pub fn attend_one(query: &[f32], keys: &[f32], values: &[f32], scale: f32, out: &mut [f32]) {
-        let width = query.len();
-        let mut weights = vec![0.0; keys.len() / width];
-        for (j, weight) in weights.iter_mut().enumerate() {
-            *weight = scale * dot(query, &keys[j * width..][..width]);
-        }
+        let stride = query.len();
+        let mut weights = vec![0.0; keys.len() / stride];
+        inner_products(query, Rows { values: keys, stride }, scale, &mut weights);
         softmax_row(&mut weights);
-        for (at, out) in out.chunks_mut(BLOCK).enumerate() {
-            // sums of a size that the compiler knows stay in registers
-            let mut sums = [0.0; BLOCK];
-            for (value, &weight) in values.chunks_exact(width).zip(&weights) {
-                let value = &value[at * BLOCK..][..out.len()];
-                match <&[f32; BLOCK]>::try_from(value) {
-                    Ok(value) => sums.iter_mut().zip(value).for_each(|(sum, &value)| *sum = weight.mul_add(value, *sum)),
-                    Err(_) => sums.iter_mut().zip(value).for_each(|(sum, &value)| *sum = weight.mul_add(value, *sum)),
-                }
-            }
-            out.copy_from_slice(&sums[..out.len()]);
-        }
+        weighted_sum(&weights, Rows { values, stride }, out);
     }
 }
 

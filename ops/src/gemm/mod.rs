@@ -17,7 +17,7 @@ use crate::cpu::{cleared, written};
 use crate::matrix::{Format, words};
 #[cfg(target_arch = "x86_64")]
 pub use pack::turn_16;
-use pack::{LANES, Words, as_values, as_words, interleave_bits};
+use pack::{LANES, Words, aligned, as_values, as_words, interleave_bits, pack_tile};
 #[cfg(target_arch = "x86_64")]
 pub use tile::mask;
 pub use tile::{Level, Place};
@@ -152,13 +152,14 @@ unsafe fn run(level: Level, (m, k): (usize, usize), left: Left, rights: &[(Right
     let packed = PackedLeft::new(left, (m, k), words);
     let threads = rayon::current_num_threads();
     let all: usize = rights.iter().map(|(_, n, _)| n.div_ceil(WIDTH)).sum();
-    // task, first strip and strips of each piece of work
+    // as many groups as there are, and a few for each core: all of nearly one size
+    let in_all = all.div_ceil(GROUP).max(PIECES * threads).min(all);
+    // task, first and last strip of each piece of work
     let mut pieces = Vec::new();
     for (right, n, out) in rights {
         let strips = n.div_ceil(WIDTH);
-        // as many groups as there are, and a few for each core: all of nearly one size
         let count = strips.div_ceil(GROUP).max((PIECES * threads * strips).div_ceil(all.max(1))).min(strips);
-        for rows in row_parts(m, all.div_ceil(GROUP).max(PIECES * threads).min(all), threads, packed.tile) {
+        for rows in row_parts(m, in_all, threads, packed.tile) {
             let task = Task { size: (m, k, *n), rows, right: *right, words, packed: &packed, before, out: *out };
             pieces.extend((0..count).map(|piece| (task, piece * strips / count, (piece + 1) * strips / count)));
         }
@@ -257,36 +258,6 @@ impl PackedLeft {
         let rows = self.tile.min(self.rows - first);
         &self.words[self.starts[block] + first * words..][..rows * words]
     }
-}
-
-/// Packs the rows from `first` on, as many as `out` holds.
-fn pack_tile(left: Left, first: usize, (start, count): (usize, usize), words: Words, out: &mut [u32]) {
-    let length = words.of(count);
-    let rows = out.len() / length;
-    let part = &left.values[first * left.row + start * left.column..];
-    if left.column != 1 {
-        let step = if words.pairs { 2 } else { 1 };
-        let none = [0.0; LANES];
-        for (word, p) in out.chunks_exact_mut(rows).zip((0..count).step_by(step)) {
-            let at = |p: usize| if p < count { &part[p * left.column..][..rows] } else { &none[..rows] };
-            words.across(at(p), at(p + 1), word);
-        }
-    } else if words.pairs {
-        let mut lanes = vec![0u32; rows * length];
-        for (row, lane) in lanes.chunks_exact_mut(length).enumerate() {
-            words.along(&part[row * left.row..][..count], lane);
-        }
-        words.turn(&lanes, length, (rows, length), rows, out);
-    } else {
-        words.turn(as_words(part), left.row, (rows, count), rows, out);
-    }
-}
-
-/// `count` words on whole lines of memory.
-fn aligned(words: &mut Vec<u32>, count: usize) -> &mut [u32] {
-    words.resize(count + 15, 0);
-    let skip = words.as_ptr().align_offset(64);
-    &mut words[skip..][..count]
 }
 
 /// Room for the words and the values of some rows while they are packed.

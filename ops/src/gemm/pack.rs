@@ -5,6 +5,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
+use super::Left;
 use super::tile::{Level, WIDTH};
 use crate::simd::vectorised;
 
@@ -108,6 +109,36 @@ vectorised! {
             place += step;
         }
     }
+}
+
+/// Packs the left factor's rows from `first` on, as many as `out` holds.
+pub fn pack_tile(left: Left, first: usize, (start, count): (usize, usize), words: Words, out: &mut [u32]) {
+    let length = words.of(count);
+    let rows = out.len() / length;
+    let part = &left.values[first * left.row + start * left.column..];
+    if left.column != 1 {
+        let step = if words.pairs { 2 } else { 1 };
+        let none = [0.0; LANES];
+        for (word, p) in out.chunks_exact_mut(rows).zip((0..count).step_by(step)) {
+            let at = |p: usize| if p < count { &part[p * left.column..][..rows] } else { &none[..rows] };
+            words.across(at(p), at(p + 1), word);
+        }
+    } else if words.pairs {
+        let mut lanes = vec![0u32; rows * length];
+        for (row, lane) in lanes.chunks_exact_mut(length).enumerate() {
+            words.along(&part[row * left.row..][..count], lane);
+        }
+        words.turn(&lanes, length, (rows, length), rows, out);
+    } else {
+        words.turn(as_words(part), left.row, (rows, count), rows, out);
+    }
+}
+
+/// `count` words on whole lines of memory.
+pub fn aligned(words: &mut Vec<u32>, count: usize) -> &mut [u32] {
+    words.resize(count + 15, 0);
+    let skip = words.as_ptr().align_offset(64);
+    &mut words[skip..][..count]
 }
 
 fn pair_of(a: f32, b: f32) -> u32 {
