@@ -178,7 +178,7 @@ mod tests {
                 for (m, n) in [(1, 1), (1, 70), (2, 5), (3, 9), (5, 130), (8, 4)] {
                     let (x, w) = (noise(m * k, 1), noise(n * k, 2));
                     let bytes = bytes(format, &w, k);
-                    let right = Right { bytes: &bytes, format, columns: k, turned: true, order: None };
+                    let right = Right { bytes: &bytes, format, columns: k, turned: true, order: None, small: None };
                     let mut seen = vec![0.0; n * k];
                     seen.chunks_exact_mut(k).enumerate().for_each(|(row, out)| format.read(right.row(row), 0, out));
                     let x_seen = rounded(&x, format);
@@ -201,7 +201,7 @@ mod tests {
             let (m, k, n) = (7, 512, 50);
             let (x, w) = (noise(m * k, 3), noise(n * k, 4));
             let bytes = bytes(format, &w, k);
-            let right = Right { bytes: &bytes, format, columns: k, turned: true, order: None };
+            let right = Right { bytes: &bytes, format, columns: k, turned: true, order: None, small: None };
             let all = few_rows(Level::best(), m, &x, &[(right, n)]).remove(0);
             for (row, expected) in all.chunks_exact(n).enumerate() {
                 let alone = few_rows(Level::best(), 1, &x[row * k..][..k], &[(right, n)]).remove(0);

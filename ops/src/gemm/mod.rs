@@ -5,11 +5,14 @@
 //! stay in the second-level cache, a tile of the left one in the first-level cache while they stream past it. Sums are taken in one order whatever
 //! the number of threads.
 
+#[cfg(target_arch = "x86_64")]
+mod halves;
 mod pack;
 mod tile;
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
@@ -17,7 +20,7 @@ use crate::cpu::{cleared, written};
 use crate::matrix::{Format, words};
 #[cfg(target_arch = "x86_64")]
 pub use pack::turn_16;
-use pack::{LANES, Words, aligned, as_values, as_words, interleave_bits, pack_tile};
+use pack::{Kind, LANES, Words, aligned, as_values, as_words, interleave_bits, pack_tile};
 #[cfg(target_arch = "x86_64")]
 pub use tile::mask;
 pub use tile::{Level, Place};
@@ -41,7 +44,8 @@ const PARALLEL_FROM: usize = 1 << 18;
 pub enum Precision {
     /// Products and sums in f32.
     F32,
-    /// Factors rounded to bf16, sums in f32; on a processor without such products, f32.
+    /// Factors of 16 bits, whichever the processor multiplies fastest: rounded to bf16 with sums in f32, or of a frozen matrix to f16 with sums of
+    /// 64 in f16 and f32 beyond, which is more exact; on a processor without such products, f32.
     Bf16,
     /// Quantised rows times activations of 8 bits, as a few rows are always multiplied, with sums in integers within a block: for what is read
     /// without a gradient. All else as [`Precision::Bf16`].
@@ -65,6 +69,8 @@ pub struct Right<'a> {
     pub turned: bool,
     /// Where each row lies; by default one after the other.
     pub order: Option<&'a [u32]>,
+    /// Whether all of it is small enough for products in f16, once somebody has looked; `None` for what is not looked at and not multiplied so.
+    pub small: Option<&'a OnceLock<bool>>,
 }
 
 impl<'a> Right<'a> {
@@ -72,7 +78,7 @@ impl<'a> Right<'a> {
     pub fn values(values: &'a [f32], columns: usize, turned: bool) -> Self {
         // SAFETY: every f32 is four bytes of any alignment.
         let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) };
-        Right { bytes, format: Format::F32, columns, turned, order: None }
+        Right { bytes, format: Format::F32, columns, turned, order: None, small: None }
     }
 
     /// Row `index` of the matrix.
@@ -80,6 +86,14 @@ impl<'a> Right<'a> {
         let index = self.order.map_or(index, |order| order[index] as usize);
         let bytes = self.columns / self.format.block() * self.format.block_bytes();
         &self.bytes[index * bytes..][..bytes]
+    }
+
+    /// Whether it can be multiplied in f16. The first time all of it is read.
+    fn is_small(&self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.small.is_some_and(|small| *small.get_or_init(|| halves::all_small(self.bytes, self.format, self.columns)));
+        #[cfg(not(target_arch = "x86_64"))]
+        false
     }
 
     /// Asks for the memory of some values (first, count) of some rows (first, count), which are read soon: for shares `share` of `of` of the rows.
@@ -148,16 +162,23 @@ enum Before {
 /// # Safety
 /// Each output has m n values, which may be unwritten where they are replaced.
 unsafe fn run(level: Level, (m, k): (usize, usize), left: Left, rights: &[(Right, usize, Out)], (precision, before): (Precision, Before)) {
-    let words = Words { pairs: precision != Precision::F32 && level == Level::Avx512Bf16, level };
+    let kind = match level {
+        Level::Avx512Bf16 if precision != Precision::F32 => Kind::Pair,
+        Level::Avx512Half if precision != Precision::F32 && left.column == 1 && rights.iter().all(|(right, ..)| right.is_small()) => {
+            Kind::Halves
+        }
+        _ => Kind::Value,
+    };
+    let words = Words { kind, level };
     let packed = PackedLeft::new(left, (m, k), words);
     let threads = rayon::current_num_threads();
-    let all: usize = rights.iter().map(|(_, n, _)| n.div_ceil(WIDTH)).sum();
+    let all: usize = rights.iter().map(|(_, n, _)| n.div_ceil(words.columns())).sum();
     // as many groups as there are, and a few for each core: all of nearly one size
     let in_all = all.div_ceil(GROUP).max(PIECES * threads).min(all);
     // task, first and last strip of each piece of work
     let mut pieces = Vec::new();
     for (right, n, out) in rights {
-        let strips = n.div_ceil(WIDTH);
+        let strips = n.div_ceil(words.columns());
         let count = strips.div_ceil(GROUP).max((PIECES * threads * strips).div_ceil(all.max(1))).min(strips);
         for rows in row_parts(m, in_all, threads, packed.tile) {
             let task = Task { size: (m, k, *n), rows, right: *right, words, packed: &packed, before, out: *out };
@@ -189,7 +210,7 @@ pub fn add_small_product((m, k, n): (usize, usize, usize), left: Left, right: &[
         return false;
     }
     assert!(m * n == 0 || (n <= stride && out.len() >= (m - 1) * stride + n), "the product lies in the output");
-    let words = Words { pairs: false, level };
+    let words = Words { kind: Kind::Value, level };
     let mut panel = vec![0; level.rows().min(m) * k];
     for row in (0..m).step_by(level.rows()) {
         let rows = level.rows().min(m - row);
@@ -200,7 +221,7 @@ pub fn add_small_product((m, k, n): (usize, usize, usize), left: Left, right: &[
             // SAFETY: row and column lie inside (m, n), which lies in the output.
             unsafe {
                 let start = out.as_mut_ptr().add(row * stride + first);
-                multiply(level, false, panel, strip, k, Place { start, stride, rows, columns: WIDTH.min(n - first), add: true });
+                multiply(words, panel, strip, k, Place { start, stride, rows, columns: WIDTH.min(n - first), add: true });
             }
         }
     }
@@ -215,7 +236,7 @@ unsafe impl Sync for Out {}
 
 /// Blocks of the inner axis: first value and number of values.
 fn blocks(k: usize, words: Words) -> impl Iterator<Item = (usize, usize)> {
-    let depth = if words.pairs { 2 * DEPTH } else { DEPTH };
+    let depth = if words.kind == Kind::Pair { 2 * DEPTH } else { DEPTH };
     (0..k).step_by(depth).map(move |start| (start, depth.min(k - start)))
 }
 
@@ -232,19 +253,19 @@ impl PackedLeft {
     fn new(left: Left, (m, k): (usize, usize), words: Words) -> Self {
         let mut starts = vec![0];
         for (_, count) in blocks(k, words) {
-            starts.push(starts[starts.len() - 1] + words.of(count) * m);
+            starts.push(starts[starts.len() - 1] + words.of_left(count) * m);
         }
         let tile = words.level.rows();
         let pack = |mut rest: &mut [MaybeUninit<u32>]| {
             for (start, count) in blocks(k, words) {
-                let (block, after) = rest.split_at_mut(words.of(count) * m);
+                let (block, after) = rest.split_at_mut(words.of_left(count) * m);
                 rest = after;
                 let work =
                     |(index, out): (usize, &mut [MaybeUninit<u32>])| pack_tile(left, index * tile, (start, count), words, cleared(out));
                 if m * count < PARALLEL_FROM / 8 {
-                    block.chunks_mut(tile * words.of(count)).enumerate().for_each(work);
+                    block.chunks_mut(tile * words.of_left(count)).enumerate().for_each(work);
                 } else {
-                    block.par_chunks_mut(tile * words.of(count)).enumerate().for_each(work);
+                    block.par_chunks_mut(tile * words.of_left(count)).enumerate().for_each(work);
                 }
             }
         };
@@ -285,8 +306,9 @@ struct Task<'a> {
 impl Task<'_> {
     /// Multiplies `count` strips of [`WIDTH`] columns from strip `first` on, or as many as there are.
     fn group(&self, first: usize, count: usize, scratch: &mut Scratch) {
-        let ((_, k, n), (top, bottom), first) = (self.size, self.rows, first * WIDTH);
-        let columns = (count * WIDTH).min(n - first);
+        let width = self.words.columns();
+        let ((_, k, n), (top, bottom), first) = (self.size, self.rows, first * width);
+        let columns = (count * width).min(n - first);
         let mut spans = blocks(k, self.words).enumerate().peekable();
         while let Some((block, span)) = spans.next() {
             // what is packed next: columns and part of the inner axis
@@ -295,19 +317,21 @@ impl Task<'_> {
                 None => ((first + columns, columns.min(n - first - columns)), (0, span.1)),
             };
             let (rows, along) = if self.right.turned { next } else { (next.1, next.0) };
-            let tiles = (bottom - top).div_ceil(self.packed.tile) * columns.div_ceil(WIDTH);
+            let tiles = (bottom - top).div_ceil(self.packed.tile) * columns.div_ceil(width);
             let mut shares = 0..tiles;
             let length = self.words.of(span.1);
-            let strips = aligned(&mut scratch.strips, columns.div_ceil(WIDTH) * length * WIDTH);
-            if self.right.turned {
-                self.pack_turned((first, columns), span, strips, (&mut scratch.lanes, &mut scratch.values));
-            } else {
-                self.pack_straight((first, columns), span, strips, (&mut scratch.lanes, &mut scratch.values));
+            let strips = aligned(&mut scratch.strips, columns.div_ceil(width) * length * WIDTH);
+            let lines = (&mut scratch.lanes, &mut scratch.values);
+            match (self.words.kind, self.right.turned) {
+                #[cfg(target_arch = "x86_64")]
+                (Kind::Halves, _) => halves::pack(&self.right, (first, columns), span, strips, lines),
+                (_, true) => self.pack_turned((first, columns), span, strips, lines),
+                (_, false) => self.pack_straight((first, columns), span, strips, lines),
             }
             for row in (top..bottom).step_by(self.packed.tile) {
                 let height = self.packed.tile.min(bottom - row);
                 for (index, words) in strips.chunks_exact(length * WIDTH).enumerate() {
-                    let (first, columns) = (first + index * WIDTH, WIDTH.min(columns - index * WIDTH));
+                    let (first, columns) = (first + index * width, width.min(columns - index * width));
                     let strip = Strip { words, stride: WIDTH };
                     shares.next().into_iter().for_each(|share| self.right.expect(rows, along, share..share + 1, tiles));
                     // SAFETY: row and column lie inside (m, n); these rows of these columns are this task's.
@@ -319,7 +343,7 @@ impl Task<'_> {
                             columns,
                             add: block > 0 || self.before == Before::Kept,
                         };
-                        multiply(self.words.level, self.words.pairs, self.packed.tile(block, row), strip, length, place);
+                        multiply(self.words, self.packed.tile(block, row), strip, length, place);
                     }
                 }
             }
@@ -346,10 +370,10 @@ impl Task<'_> {
 
     fn read_along(&self, row: &[u8], start: usize, values: &mut [f32], out: &mut [u32]) {
         match self.right.format {
-            Format::Bf16 if self.words.pairs && values.len().is_multiple_of(2) && start.is_multiple_of(2) => {
+            Format::Bf16 if self.words.kind == Kind::Pair && values.len().is_multiple_of(2) && start.is_multiple_of(2) => {
                 words::<u32>(row, start / 2, out.len(), |pairs| out.copy_from_slice(pairs));
             }
-            format if !self.words.pairs => format.read(row, start, as_values(out)),
+            format if self.words.kind == Kind::Value => format.read(row, start, as_values(out)),
             format => {
                 format.read(row, start, values);
                 self.words.along(values, out);
@@ -359,7 +383,8 @@ impl Task<'_> {
 
     /// The strips' rows are parts of the matrix's rows, and the inner axis runs from row to row.
     fn pack_straight(&self, (first, columns): (usize, usize), (start, count): (usize, usize), strips: &mut [u32], (lanes, values): Lines) {
-        let (length, step) = (self.words.of(count), if self.words.pairs { 2 } else { 1 });
+        let pairs = self.words.kind == Kind::Pair;
+        let (length, step) = (self.words.of(count), if pairs { 2 } else { 1 });
         let width = columns.next_multiple_of(WIDTH);
         lanes.resize(width, 0);
         values.resize(2 * width, 0.0);
@@ -368,7 +393,7 @@ impl Task<'_> {
         values.fill(0.0);
         for (word, p) in (start..start + count).step_by(step).enumerate() {
             let second = (p + 1 < start + count).then_some(p + 1);
-            if let (Format::Bf16, true, Some(second)) = (self.right.format, self.words.pairs, second) {
+            if let (Format::Bf16, true, Some(second)) = (self.right.format, pairs, second) {
                 let rows = [p, second].map(|p| self.right.row(p));
                 let strips = &mut strips[word * WIDTH..];
                 words::<u16>(rows[0], first, columns, |one| {
@@ -376,7 +401,7 @@ impl Task<'_> {
                 });
                 continue;
             }
-            if let (Format::Bf16, false) = (self.right.format, self.words.pairs) {
+            if let (Format::Bf16, false) = (self.right.format, pairs) {
                 // the bits of an f32 are a pair of nothing and a bf16
                 const NOTHING: [u16; GROUP * WIDTH] = [0; GROUP * WIDTH];
                 let strips = &mut strips[word * WIDTH..];
@@ -393,7 +418,7 @@ impl Task<'_> {
     /// Writes a word of each of the columns: row `p`, and in a pair its neighbour, if there is one.
     fn read_across(&self, (first, columns): (usize, usize), (p, second): (usize, Option<usize>), values: &mut [f32], out: &mut [u32]) {
         let row = |p| self.right.row(p);
-        match (self.right.format, self.words.pairs, second) {
+        match (self.right.format, self.words.kind == Kind::Pair, second) {
             (Format::F32, false, _) => words::<u32>(row(p), first, columns, |values| out[..columns].copy_from_slice(values)),
             (format, pairs, second) => {
                 let (one, two) = values.split_at_mut(out.len());
@@ -460,7 +485,14 @@ mod tests {
                     let (a, b) = (noise(m * k, 3), noise(k * n, 4));
                     let b: Vec<bf16> = b.iter().map(|&b| bf16::from_f32(b)).collect();
                     let bytes: Vec<u8> = b.iter().flat_map(|b| b.to_le_bytes()).collect();
-                    let right = Right { bytes: &bytes, format: Format::Bf16, columns: if turned { k } else { n }, turned, order: None };
+                    let right = Right {
+                        bytes: &bytes,
+                        format: Format::Bf16,
+                        columns: if turned { k } else { n },
+                        turned,
+                        order: None,
+                        small: None,
+                    };
                     let other = |p: usize, j: usize| (if turned { b[j * k + p] } else { b[p * n + j] }).to_f64();
                     let left = Left { values: &a, row: k, column: 1 };
                     let out = products_at(level, (m, k), left, &[(right, n)], Precision::F32).remove(0);

@@ -12,28 +12,50 @@ use crate::simd::vectorised;
 /// Lanes that are turned at once.
 pub const LANES: usize = 16;
 
-/// How words are made of values: one f32 each, or pairs of bf16.
+/// What a word of 32 bits holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// One f32.
+    Value,
+    /// Two bf16 that are neighbours on the inner axis.
+    Pair,
+    /// Two f16 of one place on the inner axis (`super::halves`).
+    Halves,
+}
+
+/// How words are made of values.
 #[derive(Clone, Copy)]
 pub struct Words {
-    pub pairs: bool,
+    pub kind: Kind,
     pub level: Level,
 }
 
 impl Words {
     /// Words of `count` values along the inner axis.
     pub fn of(self, count: usize) -> usize {
-        if self.pairs { count.div_ceil(2) } else { count }
+        if self.kind == Kind::Pair { count.div_ceil(2) } else { count }
     }
 
-    /// Makes words of values that lie along the inner axis.
+    /// Words of `count` values of a row of the left factor.
+    pub fn of_left(self, count: usize) -> usize {
+        self.of(count) + usize::from(self.kind == Kind::Halves)
+    }
+
+    /// Columns of a strip of [`WIDTH`] words.
+    pub fn columns(self) -> usize {
+        if self.kind == Kind::Halves { 2 * WIDTH } else { WIDTH }
+    }
+
+    /// Makes words of values that lie along the inner axis: of halves, those of the left factor.
     pub fn along(self, values: &[f32], words: &mut [u32]) {
-        if !self.pairs {
-            return words.copy_from_slice(as_words(values));
-        }
-        #[cfg(target_arch = "x86_64")]
-        if self.level == Level::Avx512Bf16 {
+        match self.kind {
+            Kind::Value => return words.copy_from_slice(as_words(values)),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Halves => return super::halves::scaled(values, words),
+            #[cfg(target_arch = "x86_64")]
             // SAFETY: the level has the features.
-            return unsafe { narrow(values, words) };
+            Kind::Pair if self.level == Level::Avx512Bf16 => return unsafe { narrow(values, words) },
+            _ => {}
         }
         for (word, pair) in words.iter_mut().zip(values.chunks(2)) {
             *word = pair_of(pair[0], pair.get(1).copied().unwrap_or(0.0));
@@ -42,7 +64,7 @@ impl Words {
 
     /// Makes one word a lane of two neighbours on the inner axis (or of `first` alone).
     pub fn across(self, first: &[f32], second: &[f32], words: &mut [u32]) {
-        if self.pairs {
+        if self.kind == Kind::Pair {
             #[cfg(target_arch = "x86_64")]
             if self.level == Level::Avx512Bf16 {
                 // SAFETY: the level has the features.
@@ -113,17 +135,17 @@ vectorised! {
 
 /// Packs the left factor's rows from `first` on, as many as `out` holds.
 pub fn pack_tile(left: Left, first: usize, (start, count): (usize, usize), words: Words, out: &mut [u32]) {
-    let length = words.of(count);
+    let length = words.of_left(count);
     let rows = out.len() / length;
     let part = &left.values[first * left.row + start * left.column..];
     if left.column != 1 {
-        let step = if words.pairs { 2 } else { 1 };
+        let step = if words.kind == Kind::Pair { 2 } else { 1 };
         let none = [0.0; LANES];
         for (word, p) in out.chunks_exact_mut(rows).zip((0..count).step_by(step)) {
             let at = |p: usize| if p < count { &part[p * left.column..][..rows] } else { &none[..rows] };
             words.across(at(p), at(p + 1), word);
         }
-    } else if words.pairs {
+    } else if words.kind != Kind::Value {
         let mut lanes = vec![0u32; rows * length];
         for (row, lane) in lanes.chunks_exact_mut(length).enumerate() {
             words.along(&part[row * left.row..][..count], lane);

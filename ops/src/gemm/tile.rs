@@ -1,6 +1,6 @@
-//! The innermost loops: a register tile of the output, R rows by [`WIDTH`] columns, over one block of the inner axis.
+//! The innermost loops: a register tile of the output, R rows by [`WIDTH`] columns (twice as many of f16), over one block of the inner axis.
 //!
-//! Both factors are packed in words of 32 bits: one f32, or two bf16 that lie next to each other on the inner axis. Word p of row r of the
+//! Both factors are packed in words of 32 bits: one f32, two bf16 that lie next to each other on the inner axis, or two f16 ([`halves`]). Word p of row r of the
 //! left factor lies at `p * R + r`, of column c of the right one at `p * stride + c`, where a packed strip's stride is [`WIDTH`].
 
 #[cfg(target_arch = "x86_64")]
@@ -8,9 +8,12 @@ use std::arch::x86_64::*;
 
 use std::sync::OnceLock;
 
+#[cfg(target_arch = "x86_64")]
+use super::halves;
+use super::pack::{Kind, Words};
 use crate::simd::vectorised;
 
-/// Columns of a tile.
+/// Words of a packed strip for each place of the inner axis: its columns, or half as many where a word holds two.
 pub const WIDTH: usize = 32;
 
 /// What the processor can do.
@@ -22,28 +25,35 @@ pub enum Level {
     Avx512,
     /// 512-bit registers and products of bf16 pairs.
     Avx512Bf16,
+    /// 512-bit registers and products of f16.
+    Avx512Half,
 }
 
 impl Level {
     /// The fastest of this processor; the same one each time, so that a run on one machine repeats its bits.
     pub fn best() -> Self {
         static BEST: OnceLock<Level> = OnceLock::new();
-        *BEST.get_or_init(|| match Level::all().last() {
-            // Intel's cores start a product of pairs every other cycle and two in f32 in each: measured on a Xeon of the fifth generation, 165
-            // GFLOP/s in bf16 and 343 in f32. AMD's start as many of both.
-            Some(&Level::Avx512Bf16) if is_intel() => Level::Avx512,
-            best => *best.expect("there is always the plain one"),
+        *BEST.get_or_init(|| {
+            // Intel's cores start a product of pairs every other cycle, and two in f32 or in f16 in each: measured on a Xeon of the fifth
+            // generation, 165 GFLOP/s in bf16, 343 in f32 and 748 in f16. AMD's start as many of pairs as of f32.
+            let passed_over = if is_intel() { Level::Avx512Bf16 } else { Level::Avx512Half };
+            *Level::all().iter().rev().find(|&&level| level != passed_over).expect("there is always the plain one")
         })
     }
 
     /// All that this processor can run, from plain to most able.
     pub fn all() -> &'static [Self] {
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl") {
-            let pairs = is_x86_feature_detected!("avx512bf16");
-            return if pairs { &[Level::Plain, Level::Avx512, Level::Avx512Bf16] } else { &[Level::Plain, Level::Avx512] };
-        }
-        &[Level::Plain]
+        static ALL: OnceLock<Vec<Level>> = OnceLock::new();
+        ALL.get_or_init(|| {
+            let mut all = vec![Level::Plain];
+            #[cfg(target_arch = "x86_64")]
+            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl") {
+                all.push(Level::Avx512);
+                all.extend(is_x86_feature_detected!("avx512bf16").then_some(Level::Avx512Bf16));
+                all.extend(is_x86_feature_detected!("avx512fp16").then_some(Level::Avx512Half));
+            }
+            all
+        })
     }
 
     /// Rows of a tile: as many as the registers hold.
@@ -87,21 +97,25 @@ pub struct Strip<'a> {
 /// Writes the product of the packed factors, `words` words long, to `place`; its rows are at most [`Level::rows`].
 ///
 /// # Safety
-/// The place's rows and columns must lie in memory that nothing else uses meanwhile. `pairs`: whether words are pairs of bf16, which needs
-/// [`Level::Avx512Bf16`].
-pub unsafe fn multiply(level: Level, pairs: bool, left: &[u32], right: Strip, words: usize, place: Place) {
-    assert!(place.rows <= level.rows() && place.columns <= WIDTH && left.len() >= words * place.rows);
-    assert!(words == 0 || right.words.len() >= (words - 1) * right.stride + place.columns);
+/// The place's rows and columns must lie in memory that nothing else uses meanwhile. Pairs of bf16 need [`Level::Avx512Bf16`], halves
+/// [`Level::Avx512Half`] and a packed strip.
+pub unsafe fn multiply(Words { kind, level }: Words, left: &[u32], right: Strip, words: usize, place: Place) {
+    let (width, ends) = if kind == Kind::Halves { (2 * WIDTH, place.rows) } else { (WIDTH, 0) };
+    assert!(place.rows <= level.rows() && place.columns <= width && left.len() >= words * place.rows + ends);
+    assert!(words == 0 || right.words.len() >= (words - 1) * right.stride + if ends > 0 { WIDTH } else { place.columns });
+    assert!(kind != Kind::Halves || (right.stride == WIDTH && level == Level::Avx512Half), "halves lie in packed strips");
     #[cfg(target_arch = "x86_64")]
     if level != Level::Plain {
         macro_rules! rows {
             ($($rows:literal)*) => {
-                match (place.rows, pairs, place.columns > WIDTH / 2) {
+                match (place.rows, kind, place.columns > width / 2) {
                     // SAFETY: the processor has the level's features; the lengths are checked above, the place by the caller.
-                    $(($rows, true, true) => unsafe { tile_bf16::<$rows, 2>(left.as_ptr(), right, words, place) },
-                    ($rows, true, false) => unsafe { tile_bf16::<$rows, 1>(left.as_ptr(), right, words, place) },
-                    ($rows, false, true) => unsafe { tile_f32::<$rows, 2>(left.as_ptr(), right, words, place) },
-                    ($rows, false, false) => unsafe { tile_f32::<$rows, 1>(left.as_ptr(), right, words, place) },)*
+                    $(($rows, Kind::Pair, true) => unsafe { tile_bf16::<$rows, 2>(left.as_ptr(), right, words, place) },
+                    ($rows, Kind::Pair, false) => unsafe { tile_bf16::<$rows, 1>(left.as_ptr(), right, words, place) },
+                    ($rows, Kind::Value, true) => unsafe { tile_f32::<$rows, 2>(left.as_ptr(), right, words, place) },
+                    ($rows, Kind::Value, false) => unsafe { tile_f32::<$rows, 1>(left.as_ptr(), right, words, place) },
+                    ($rows, Kind::Halves, true) => unsafe { halves::tile::<$rows, 2>(left.as_ptr(), right, words, place) },
+                    ($rows, Kind::Halves, false) => unsafe { halves::tile::<$rows, 1>(left.as_ptr(), right, words, place) },)*
                     _ => unreachable!("a tile has 1 to 14 rows"),
                 }
             };
@@ -109,7 +123,7 @@ pub unsafe fn multiply(level: Level, pairs: bool, left: &[u32], right: Strip, wo
         rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
         return;
     }
-    assert!(!pairs, "pairs of bf16 need a processor that multiplies them");
+    assert!(kind == Kind::Value, "pairs of bf16 need a processor that multiplies them");
     let mut sums = [[0.0; WIDTH]; 4];
     assert!(right.stride == WIDTH, "plain tiles take packed strips");
     tile_plain(left, right.words, words, place.rows, &mut sums);

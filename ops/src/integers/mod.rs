@@ -179,7 +179,7 @@ mod tests {
     }
 
     fn turned(bytes: &[u8], format: Format, k: usize) -> Right<'_> {
-        Right { bytes, format, columns: k, turned: true, order: None }
+        Right { bytes, format, columns: k, turned: true, order: None, small: None }
     }
 
     /// x as it is multiplied: rounded to 8 bits in blocks.

@@ -4,7 +4,7 @@ mod format;
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
@@ -36,6 +36,8 @@ pub struct Matrix {
     format: Format,
     size: (usize, usize),
     precision: Precision,
+    /// Whether its values are small enough for products in f16, once it was asked.
+    small: Arc<OnceLock<bool>>,
 }
 
 #[derive(Clone)]
@@ -93,7 +95,7 @@ impl Matrix {
             bail!("a matrix of {} x {} in {format} needs {needed} bytes, found {} of {held}", size.0, size.1, range.len());
         }
         let precision = if matches!(format, Format::F32 | Format::F16) { Precision::F32 } else { Precision::Bf16 };
-        Ok(Matrix { rows: Rows::Host { bytes, range, order: None }, format, size, precision })
+        Ok(Matrix { rows: Rows::Host { bytes, range, order: None }, format, size, precision, small: Arc::default() })
     }
 
     /// A tensor (out, in) of f32, f16 or bf16, on its device; f32 is shared, not copied, unless it is a variable.
@@ -102,7 +104,7 @@ impl Matrix {
         // a variable is written in place
         let tensor = if tensor.is_variable() { tensor.detach().copy()? } else { tensor.detach().contiguous()? };
         if !tensor.device().is_cpu() {
-            return Ok(Matrix { rows: Rows::Device(tensor), format, size, precision: Precision::F32 });
+            return Ok(Matrix { rows: Rows::Device(tensor), format, size, precision: Precision::F32, small: Arc::default() });
         }
         let length = size.0 * format.row_bytes(size.1)?;
         let bytes: Bytes = match format {
@@ -142,7 +144,7 @@ impl Matrix {
             Rows::Device(tensor) => Format::of(tensor.dtype())?,
             _ => self.format,
         };
-        Ok(Matrix { rows, format, size: self.size, precision: Precision::F32 })
+        Ok(Matrix { rows, format, size: self.size, precision: Precision::F32, small: Arc::default() })
     }
 
     /// Plain rows as f32 or bf16 (out, in) on `device`.
@@ -261,9 +263,9 @@ impl Matrix {
     }
 
     /// The rows as the products read them.
-    fn right<'a>(&self, bytes: &'a Bytes, range: &Range<usize>, order: &'a Option<Arc<[u32]>>, turned: bool) -> Right<'a> {
+    fn right<'a>(&'a self, bytes: &'a Bytes, range: &Range<usize>, order: &'a Option<Arc<[u32]>>, turned: bool) -> Right<'a> {
         let bytes = &(**bytes).as_ref()[range.clone()];
-        Right { bytes, format: self.format, columns: self.size.1, turned, order: order.as_deref() }
+        Right { bytes, format: self.format, columns: self.size.1, turned, order: order.as_deref(), small: Some(&self.small) }
     }
 
     /// The rows of the given indices, f32 (indices, in), on the matrix's device with one upload: an embedding's look-up.
