@@ -27,6 +27,19 @@ pub fn keep_one_heap() {
     }
 }
 
+/// Lets `count` threads that are started now, each of which works for itself, have heaps of their own beside the one of [`keep_one_heap`].
+///
+/// Threads that train micro-batches side by side would wait for one another's allocations: a quarter of a step of a small encoder's training.
+pub fn keep_heaps_beside(count: usize) {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: as above.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1 + i32::try_from(count).unwrap_or(i32::MAX - 1));
+    }
+    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+    let _ = count;
+}
+
 /// Keeps candle's own elementwise operations on the thread that calls them, unless `CANDLE_NUM_THREADS` says otherwise. Call once, first thing
 /// in `main`, before any thread is started.
 ///

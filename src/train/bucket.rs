@@ -1,5 +1,6 @@
 //! A batch's gradients in one flat bucket: what micro-batches and ranks add up to.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 
 use candle_core::{DType, Device, Shape, Tensor};
@@ -131,8 +132,9 @@ impl Bucket {
     }
 }
 
-/// A batch's losses and the sum of their gradients: each rank does its share of the micro-batches `parts`, all get all losses, in order.
-/// `work` gets a micro-batch's place in the batch. The losses are read when all micro-batches are done, all at once.
+/// A batch's losses and the sum of their gradients: the micro-batches `parts` are dealt out to the ranks, so that each gets long ones and short
+/// ones where they come by length; all get all losses, in order. `work` gets a micro-batch's place in the batch. The losses are read when all
+/// micro-batches are done, all at once.
 pub fn shared_gradients<T: Sync>(
     ranks: &dyn Communicator,
     parts: &[T],
@@ -140,13 +142,23 @@ pub fn shared_gradients<T: Sync>(
     optimizer: &AdamW,
     work: impl Fn(usize, &T) -> Result<(Tensor, Gradients)> + Sync,
 ) -> Result<(Vec<f64>, Gradients)> {
-    let own = ranks.share(parts.len());
-    let (losses, bucket) = sum_in_threads(&parts[own.clone()], threads, optimizer, |index, part| {
-        let (loss, gradients) = work(own.start + index, part)?;
+    let dealt = |rank: usize| (rank..parts.len()).step_by(ranks.size());
+    let own: Vec<usize> = dealt(ranks.rank()).collect();
+    let (losses, bucket) = sum_in_threads(&own, threads, optimizer, |_, &place| {
+        let (loss, gradients) = work(place, &parts[place])?;
         // a loss with its graph would keep all that the micro-batch computed
         Ok((loss.detach(), gradients))
     })?;
-    Ok((ranks.gather_numbers(&read_numbers(&losses)?)?, bucket.over(ranks)?.gradients()?))
+    let gathered = ranks.gather_numbers(&read_numbers(&losses)?)?;
+    let mut losses = vec![0.0; parts.len()];
+    (0..ranks.size()).flat_map(dealt).zip(gathered).for_each(|(place, loss)| losses[place] = loss);
+    Ok((losses, bucket.over(ranks)?.gradients()?))
+}
+
+/// Sorts a batch by `length`, the longest first, those of one length as they came: a micro-batch is as long as its longest, and the last ones, on
+/// which other cores wait, are the shortest. The batch's gradient stays the same.
+pub(super) fn longest_first(batch: &mut [usize], length: impl Fn(usize) -> usize) {
+    batch.sort_by_key(|&index| Reverse(length(index)));
 }
 
 /// The values of scalars, with one read.

@@ -14,7 +14,7 @@ use crate::text::Tokenizer;
 use crate::weights::{self, Params};
 use crate::{Error, Result};
 
-use super::bucket::{read_numbers, shared_gradients};
+use super::bucket::{longest_first, read_numbers, shared_gradients};
 use super::call::Call;
 use super::micro_batches::in_threads;
 use super::optimizer::AdamW;
@@ -113,7 +113,8 @@ impl Stage for Language<'_> {
 
     fn gradients(&mut self, step: u64, optimizer: &AdamW) -> Result<StepOutcome> {
         let training = &self.stage.training;
-        let batch = self.order.batch(step, training.batch);
+        let mut batch = self.order.batch(step, training.batch);
+        longest_first(&mut batch, |index| self.reports[index].len());
         let tokens: usize = batch.iter().map(|&index| self.reports[index].len() - 1).sum();
         let parts: Vec<&[usize]> = batch.chunks(training.micro_batch).collect();
         let this = &*self;

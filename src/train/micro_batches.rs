@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ctscribe_ops::transfers::host_values;
-use ctscribe_ops::{GRADIENT_STACK, awake};
+use ctscribe_ops::{GRADIENT_STACK, awake, keep_heaps_beside};
 
 use crate::{Error, Result};
 
@@ -40,6 +40,7 @@ pub fn in_threads<T: Sync, R: Send>(items: &[T], threads: usize, work: impl Fn(u
 fn pools(count: usize) -> Result<Vec<Arc<rayon::ThreadPool>>> {
     static POOLS: Mutex<Vec<Arc<rayon::ThreadPool>>> = Mutex::new(Vec::new());
     let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
+    keep_heaps_beside(count.max(pools.len()));
     while pools.len() < count {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(1).stack_size(GRADIENT_STACK).build();
         pools.push(Arc::new(pool.map_err(|e| Error::Invalid(format!("a thread could not be started: {e}")))?));

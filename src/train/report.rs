@@ -19,7 +19,7 @@ use crate::text::label_report;
 use crate::weights::{self, Params};
 use crate::{Error, Result};
 
-use super::bucket::{read_numbers, shared_gradients};
+use super::bucket::{longest_first, read_numbers, shared_gradients};
 use super::call::Call;
 use super::micro_batches::in_threads;
 use super::optimizer::AdamW;
@@ -220,7 +220,8 @@ impl Stage for ReportStage<'_> {
     }
 
     fn gradients(&mut self, step: u64, optimizer: &AdamW) -> Result<StepOutcome> {
-        let batch = self.order.batch(step, self.training.batch);
+        let mut batch = self.order.batch(step, self.training.batch);
+        longest_first(&mut batch, |index| self.reports[index].ids.len());
         let counted = |index: &usize| self.reports[*index].weights.iter().map(|weight| f64::from(*weight)).sum::<f64>();
         let weight: f64 = batch.iter().map(counted).sum();
         let tokens: usize = batch.iter().map(|&index| self.reports[index].ids.len()).sum();

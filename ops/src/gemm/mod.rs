@@ -20,7 +20,7 @@ use crate::cpu::{cleared, written};
 use crate::matrix::{Format, words};
 #[cfg(target_arch = "x86_64")]
 pub use pack::turn_16;
-use pack::{Kind, LANES, Words, aligned, as_values, as_words, interleave_bits, pack_tile};
+use pack::{Kind, LANES, Words, aligned, as_values, as_words, interleave_bits, pack_tile, spread};
 #[cfg(target_arch = "x86_64")]
 pub use tile::mask;
 pub use tile::{Level, Place};
@@ -86,6 +86,16 @@ impl<'a> Right<'a> {
         let index = self.order.map_or(index, |order| order[index] as usize);
         let bytes = self.columns / self.format.block() * self.format.block_bytes();
         &self.bytes[index * bytes..][..bytes]
+    }
+
+    /// Words from value `start` of row `index` on, where it is f32 in order and on whole words.
+    fn plain_words(&self, index: usize, start: usize) -> Option<&'a [u32]> {
+        if self.format != Format::F32 || self.order.is_some() {
+            return None;
+        }
+        // SAFETY: any bits are a value of a word.
+        let (before, words, _) = unsafe { self.bytes.align_to::<u32>() };
+        before.is_empty().then(|| words.get(index * self.columns + start..)).flatten()
     }
 
     /// Whether it can be multiplied in f16. The first time all of it is read.
@@ -356,6 +366,13 @@ impl Task<'_> {
         lanes.resize(LANES * length, 0);
         values.resize(2 * DEPTH, 0.0);
         for (group, strip) in (0..columns.next_multiple_of(WIDTH)).step_by(LANES).map(|group| (group, group / WIDTH)) {
+            let place = &mut strips[strip * length * WIDTH + group % WIDTH..];
+            if let Some(rows) =
+                self.right.plain_words(first + group, start).filter(|_| self.words.kind == Kind::Value && group + LANES <= columns)
+            {
+                self.words.turn(rows, self.right.columns, (LANES, length), WIDTH, place);
+                continue;
+            }
             for (lane, words) in lanes.chunks_exact_mut(length).enumerate() {
                 if group + lane >= columns {
                     words.fill(0);
@@ -363,8 +380,7 @@ impl Task<'_> {
                     self.read_along(self.right.row(first + group + lane), start, &mut values[..count], words);
                 }
             }
-            let place = strip * length * WIDTH + group % WIDTH;
-            self.words.turn(lanes, length, (LANES, length), WIDTH, &mut strips[place..]);
+            self.words.turn(lanes, length, (LANES, length), WIDTH, place);
         }
     }
 
@@ -401,6 +417,11 @@ impl Task<'_> {
                 });
                 continue;
             }
+            if let (Format::F32, false) = (self.right.format, pairs) {
+                let strips = &mut strips[word * WIDTH..];
+                words::<u32>(self.right.row(p), first, columns, |row| spread(row, strips, length * WIDTH));
+                continue;
+            }
             if let (Format::Bf16, false) = (self.right.format, pairs) {
                 // the bits of an f32 are a pair of nothing and a bf16
                 const NOTHING: [u16; GROUP * WIDTH] = [0; GROUP * WIDTH];
@@ -419,7 +440,6 @@ impl Task<'_> {
     fn read_across(&self, (first, columns): (usize, usize), (p, second): (usize, Option<usize>), values: &mut [f32], out: &mut [u32]) {
         let row = |p| self.right.row(p);
         match (self.right.format, self.words.kind == Kind::Pair, second) {
-            (Format::F32, false, _) => words::<u32>(row(p), first, columns, |values| out[..columns].copy_from_slice(values)),
             (format, pairs, second) => {
                 let (one, two) = values.split_at_mut(out.len());
                 format.read(row(p), first, &mut one[..columns]);

@@ -110,6 +110,22 @@ pub fn as_values(words: &mut [u32]) -> &mut [f32] {
 }
 
 vectorised! {
+    /// Spreads a row's words over strips, [`WIDTH`] to each, whose first words lie `step` apart; what the last strip has too many becomes zero.
+    pub fn spread(row: &[u32], strips: &mut [u32], step: usize) {
+        let mut place = 0;
+        for start in (0..row.len()).step_by(WIDTH) {
+            let words: &mut [u32; WIDTH] = (&mut strips[place..][..WIDTH]).try_into().expect("the slice has a strip's width");
+            match row[start..].first_chunk::<WIDTH>() {
+                Some(row) => *words = *row,
+                None => {
+                    words.fill(0);
+                    words[..row.len() - start].copy_from_slice(&row[start..]);
+                }
+            }
+            place += step;
+        }
+    }
+
     /// A pair of each bf16 of `first` and its neighbour in `second`: [`WIDTH`] to a strip, whose first words lie `step` apart; what the last
     /// strip has too many becomes zero.
     pub fn interleave_bits(first: &[u16], second: &[u16], strips: &mut [u32], step: usize) {
