@@ -8,6 +8,7 @@
 #[cfg(target_arch = "x86_64")]
 mod halves;
 mod pack;
+mod strips;
 mod tile;
 
 use std::mem::MaybeUninit;
@@ -17,10 +18,10 @@ use std::sync::OnceLock;
 use rayon::prelude::*;
 
 use crate::cpu::{cleared, written};
-use crate::matrix::{Format, words};
+use crate::matrix::Format;
 #[cfg(target_arch = "x86_64")]
 pub use pack::turn_16;
-use pack::{Kind, LANES, Words, aligned, as_values, as_words, interleave_bits, pack_tile, spread};
+use pack::{Kind, Words, aligned, as_words, pack_tile};
 #[cfg(target_arch = "x86_64")]
 pub use tile::mask;
 pub use tile::{Level, Place};
@@ -356,98 +357,6 @@ impl Task<'_> {
                         multiply(self.words, self.packed.tile(block, row), strip, length, place);
                     }
                 }
-            }
-        }
-    }
-
-    /// The strips' columns are rows of the matrix, and the inner axis runs along them.
-    fn pack_turned(&self, (first, columns): (usize, usize), (start, count): (usize, usize), strips: &mut [u32], (lanes, values): Lines) {
-        let length = self.words.of(count);
-        lanes.resize(LANES * length, 0);
-        values.resize(2 * DEPTH, 0.0);
-        for (group, strip) in (0..columns.next_multiple_of(WIDTH)).step_by(LANES).map(|group| (group, group / WIDTH)) {
-            let place = &mut strips[strip * length * WIDTH + group % WIDTH..];
-            if let Some(rows) =
-                self.right.plain_words(first + group, start).filter(|_| self.words.kind == Kind::Value && group + LANES <= columns)
-            {
-                self.words.turn(rows, self.right.columns, (LANES, length), WIDTH, place);
-                continue;
-            }
-            for (lane, words) in lanes.chunks_exact_mut(length).enumerate() {
-                if group + lane >= columns {
-                    words.fill(0);
-                } else {
-                    self.read_along(self.right.row(first + group + lane), start, &mut values[..count], words);
-                }
-            }
-            self.words.turn(lanes, length, (LANES, length), WIDTH, place);
-        }
-    }
-
-    fn read_along(&self, row: &[u8], start: usize, values: &mut [f32], out: &mut [u32]) {
-        match self.right.format {
-            Format::Bf16 if self.words.kind == Kind::Pair && values.len().is_multiple_of(2) && start.is_multiple_of(2) => {
-                words::<u32>(row, start / 2, out.len(), |pairs| out.copy_from_slice(pairs));
-            }
-            format if self.words.kind == Kind::Value => format.read(row, start, as_values(out)),
-            format => {
-                format.read(row, start, values);
-                self.words.along(values, out);
-            }
-        }
-    }
-
-    /// The strips' rows are parts of the matrix's rows, and the inner axis runs from row to row.
-    fn pack_straight(&self, (first, columns): (usize, usize), (start, count): (usize, usize), strips: &mut [u32], (lanes, values): Lines) {
-        let pairs = self.words.kind == Kind::Pair;
-        let (length, step) = (self.words.of(count), if pairs { 2 } else { 1 });
-        let width = columns.next_multiple_of(WIDTH);
-        lanes.resize(width, 0);
-        values.resize(2 * width, 0.0);
-        // what the last strip has too many stays zero
-        lanes.fill(0);
-        values.fill(0.0);
-        for (word, p) in (start..start + count).step_by(step).enumerate() {
-            let second = (p + 1 < start + count).then_some(p + 1);
-            if let (Format::Bf16, true, Some(second)) = (self.right.format, pairs, second) {
-                let rows = [p, second].map(|p| self.right.row(p));
-                let strips = &mut strips[word * WIDTH..];
-                words::<u16>(rows[0], first, columns, |one| {
-                    words::<u16>(rows[1], first, columns, |two| interleave_bits(one, two, strips, length * WIDTH));
-                });
-                continue;
-            }
-            if let (Format::F32, false) = (self.right.format, pairs) {
-                let strips = &mut strips[word * WIDTH..];
-                words::<u32>(self.right.row(p), first, columns, |row| spread(row, strips, length * WIDTH));
-                continue;
-            }
-            if let (Format::Bf16, false) = (self.right.format, pairs) {
-                // the bits of an f32 are a pair of nothing and a bf16
-                const NOTHING: [u16; GROUP * WIDTH] = [0; GROUP * WIDTH];
-                let strips = &mut strips[word * WIDTH..];
-                words::<u16>(self.right.row(p), first, columns, |row| interleave_bits(&NOTHING[..columns], row, strips, length * WIDTH));
-                continue;
-            }
-            self.read_across((first, columns), (p, second), values, lanes);
-            for (strip, lanes) in lanes.chunks_exact(WIDTH).enumerate() {
-                strips[(strip * length + word) * WIDTH..][..WIDTH].copy_from_slice(lanes);
-            }
-        }
-    }
-
-    /// Writes a word of each of the columns: row `p`, and in a pair its neighbour, if there is one.
-    fn read_across(&self, (first, columns): (usize, usize), (p, second): (usize, Option<usize>), values: &mut [f32], out: &mut [u32]) {
-        let row = |p| self.right.row(p);
-        match (self.right.format, self.words.kind == Kind::Pair, second) {
-            (format, pairs, second) => {
-                let (one, two) = values.split_at_mut(out.len());
-                format.read(row(p), first, &mut one[..columns]);
-                match second.filter(|_| pairs) {
-                    Some(second) => format.read(row(second), first, &mut two[..columns]),
-                    None => two.fill(0.0),
-                }
-                self.words.across(one, two, out);
             }
         }
     }
