@@ -11,6 +11,7 @@ mod pack;
 mod strips;
 mod tile;
 
+use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -36,6 +37,9 @@ const GROUP: usize = 8;
 
 /// Pieces of work for each core, at least, so that none waits long for the other.
 const PIECES: usize = 4;
+
+/// Words of a packed left factor that a thread keeps for its next one: fresh ones would be cleared first.
+const LEFT_KEPT: usize = 2 << 20;
 
 /// Products below this are not worth a second core.
 const PARALLEL_FROM: usize = 1 << 18;
@@ -196,12 +200,16 @@ unsafe fn run(level: Level, (m, k): (usize, usize), left: Left, rights: &[(Right
             pieces.extend((0..count).map(|piece| (task, piece * strips / count, (piece + 1) * strips / count)));
         }
     }
-    let work = |scratch: &mut Scratch, (task, first, last): &(Task, usize, usize)| task.group(*first, last - first, scratch);
+    let work = |(task, first, last): &(Task, usize, usize)| {
+        // taken, so that nothing else that runs on this thread meanwhile has it too
+        let mut scratch = SCRATCH.take();
+        task.group(*first, last - first, &mut scratch);
+        SCRATCH.set(scratch);
+    };
     if m * k * rights.iter().map(|(_, n, _)| n).sum::<usize>() < PARALLEL_FROM {
-        let mut scratch = Scratch::default();
-        pieces.iter().for_each(|piece| work(&mut scratch, piece));
+        pieces.iter().for_each(work);
     } else {
-        pieces.par_iter().for_each_init(Scratch::default, work);
+        pieces.par_iter().for_each(work);
     }
 }
 
@@ -251,7 +259,7 @@ fn blocks(k: usize, words: Words) -> impl Iterator<Item = (usize, usize)> {
     (0..k).step_by(depth).map(move |start| (start, depth.min(k - start)))
 }
 
-/// The whole left factor in tiles: for each block of the inner axis, each tile's words one after the other.
+/// The whole left factor in tiles, in the first of its words: for each block of the inner axis, each tile's words one after the other.
 struct PackedLeft {
     words: Vec<u32>,
     /// Words before a block, for each block.
@@ -267,12 +275,11 @@ impl PackedLeft {
             starts.push(starts[starts.len() - 1] + words.of_left(count) * m);
         }
         let tile = words.level.rows();
-        let pack = |mut rest: &mut [MaybeUninit<u32>]| {
+        let pack = |mut rest: &mut [MaybeUninit<u32>], ready: fn(&mut [MaybeUninit<u32>]) -> &mut [u32]| {
             for (start, count) in blocks(k, words) {
                 let (block, after) = rest.split_at_mut(words.of_left(count) * m);
                 rest = after;
-                let work =
-                    |(index, out): (usize, &mut [MaybeUninit<u32>])| pack_tile(left, index * tile, (start, count), words, cleared(out));
+                let work = |(index, out): (usize, &mut [_])| pack_tile(left, index * tile, (start, count), words, ready(out));
                 if m * count < PARALLEL_FROM / 8 {
                     block.chunks_mut(tile * words.of_left(count)).enumerate().for_each(work);
                 } else {
@@ -280,9 +287,22 @@ impl PackedLeft {
                 }
             }
         };
-        // SAFETY: the tiles of all blocks are all there is.
-        let words = unsafe { written(starts[starts.len() - 1], pack) };
-        PackedLeft { words, starts, tile, rows: m }
+        let count = starts[starts.len() - 1];
+        let packed = if count > LEFT_KEPT {
+            // SAFETY: the tiles of all blocks are all there is.
+            unsafe { written(count, |words| pack(words, cleared)) }
+        } else {
+            let mut packed = LEFT.take();
+            if packed.len() < count {
+                packed = vec![0; count];
+            }
+            // SAFETY: both have one layout, and only words are written to it. All of them are words already.
+            let spare = unsafe { std::slice::from_raw_parts_mut(packed.as_mut_ptr().cast::<MaybeUninit<u32>>(), count) };
+            // SAFETY: they were words.
+            pack(spare, |words| unsafe { words.assume_init_mut() });
+            packed
+        };
+        PackedLeft { words: packed, starts, tile, rows: m }
     }
 
     fn tile(&self, block: usize, first: usize) -> &[u32] {
@@ -292,8 +312,23 @@ impl PackedLeft {
     }
 }
 
+impl Drop for PackedLeft {
+    fn drop(&mut self) {
+        if self.starts.last().is_some_and(|&count| count <= LEFT_KEPT) {
+            LEFT.set(std::mem::take(&mut self.words));
+        }
+    }
+}
+
 /// Room for the words and the values of some rows while they are packed.
 type Lines<'a> = (&'a mut Vec<u32>, &'a mut Vec<f32>);
+
+thread_local! {
+    /// What the thread's last left factor was packed in.
+    static LEFT: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
+    /// A thread's own, at most half a megabyte: fresh memory would be cleared for each product.
+    static SCRATCH: Cell<Scratch> = const { Cell::new(Scratch { strips: Vec::new(), lanes: Vec::new(), values: Vec::new() }) };
+}
 
 #[derive(Default)]
 struct Scratch {

@@ -172,9 +172,11 @@ pub fn pack_tile(left: Left, first: usize, (start, count): (usize, usize), words
     }
 }
 
-/// `count` words on whole lines of memory.
+/// `count` words on whole lines of memory, with whatever is in them.
 pub fn aligned(words: &mut Vec<u32>, count: usize) -> &mut [u32] {
-    words.resize(count + 15, 0);
+    if words.len() < count + 15 {
+        words.resize(count + 15, 0);
+    }
     let skip = words.as_ptr().align_offset(64);
     &mut words[skip..][..count]
 }
