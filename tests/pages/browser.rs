@@ -138,6 +138,19 @@ impl Browser {
         STANDARD.decode(value["value"].as_str().unwrap()).unwrap()
     }
 
+    /// As [`Browser::screenshot`] once two in a row are alike: a busy machine shows a page before all of it is painted.
+    pub fn settled_screenshot(&self) -> Vec<u8> {
+        let mut last = self.screenshot();
+        for _ in 0..50 {
+            let next = self.screenshot();
+            if next == last {
+                break;
+            }
+            last = next;
+        }
+        last
+    }
+
     /// A number that changes with any pixel of a canvas.
     pub fn pixels(&self, plane: &str) -> f64 {
         self.number(&format!(
