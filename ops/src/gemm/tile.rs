@@ -35,7 +35,7 @@ impl Level {
         static BEST: OnceLock<Level> = OnceLock::new();
         *BEST.get_or_init(|| {
             // Intel's cores start a product of pairs every other cycle, and two in f32 or in f16 in each: measured on a Xeon of the fifth
-            // generation, 165 GFLOP/s in bf16, 343 in f32 and 748 in f16. AMD's start as many of pairs as of f32.
+            // generation, 165 GFLOP/s in bf16, 343 in f32 and 735 in f16. AMD's start as many of pairs as of f32.
             let passed_over = if is_intel() { Level::Avx512Bf16 } else { Level::Avx512Half };
             *Level::all().iter().rev().find(|&&level| level != passed_over).expect("there is always the plain one")
         })
