@@ -40,7 +40,9 @@ pub fn in_threads<T: Sync, R: Send>(items: &[T], threads: usize, work: impl Fn(u
 fn pools(count: usize) -> Result<Vec<Arc<rayon::ThreadPool>>> {
     static POOLS: Mutex<Vec<Arc<rayon::ThreadPool>>> = Mutex::new(Vec::new());
     let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
-    keep_heaps_beside(count.max(pools.len()));
+    if pools.len() < count {
+        keep_heaps_beside(count);
+    }
     while pools.len() < count {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(1).stack_size(GRADIENT_STACK).build();
         pools.push(Arc::new(pool.map_err(|e| Error::Invalid(format!("a thread could not be started: {e}")))?));

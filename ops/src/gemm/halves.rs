@@ -9,6 +9,8 @@
 
 use std::arch::x86_64::*;
 
+use half::f16;
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use rayon::prelude::*;
 
 use super::pack::{LANES, turn_16};
@@ -74,7 +76,7 @@ fn doubled(values: &[f32], scale: f32, words: &mut [u32]) {
 }
 
 /// Bits of the values of a row from `start` on in f16.
-pub fn read(format: Format, row: &[u8], start: usize, values: &mut Vec<f32>, out: &mut [u16]) {
+fn read(format: Format, row: &[u8], start: usize, values: &mut Vec<f32>, out: &mut [u16]) {
     match format {
         Format::F16 => words::<u16>(row, start, out.len(), |bits| out.copy_from_slice(bits)),
         // SAFETY: this module's products are made where the processor has the features.
@@ -82,8 +84,7 @@ pub fn read(format: Format, row: &[u8], start: usize, values: &mut Vec<f32>, out
         _ => {
             values.resize(out.len(), 0.0);
             format.read(row, start, values);
-            // SAFETY: as above.
-            unsafe { of_f32(values, out) };
+            out.reinterpret_cast_mut::<f16>().convert_from_f32_slice(values);
         }
     }
 }
@@ -103,25 +104,11 @@ fn of_bf16(bits: &[u16], out: &mut [u16]) {
     }
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn of_f32(values: &[f32], out: &mut [u16]) {
-    assert!(values.len() == out.len());
-    for start in (0..values.len()).step_by(LANES) {
-        let mask = mask(values.len() - start, 0);
-        // SAFETY: masked to the slices' lengths.
-        unsafe {
-            let values = _mm512_maskz_loadu_ps(mask, values.as_ptr().wrapping_add(start));
-            let halves = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(values);
-            _mm256_mask_storeu_epi16(out.as_mut_ptr().wrapping_add(start).cast(), mask, halves);
-        }
-    }
-}
-
 /// Columns that are turned at once: a register's.
-pub const TURNED: usize = 2 * LANES;
+const TURNED: usize = 2 * LANES;
 
 /// [`TURNED`] rows of `count` halves, `2 * stride` apart, become columns: half p of row r goes to place r of the 32 from word `p * WIDTH` on.
-pub fn turn(rows: &[u32], stride: usize, count: usize, out: &mut [u32]) {
+fn turn(rows: &[u32], stride: usize, count: usize, out: &mut [u32]) {
     assert!(count > 0 && count <= 2 * stride && rows.len() >= TURNED * stride && out.len() >= (count - 1) * WIDTH + LANES);
     // SAFETY: this module's products are made where the processor has the features; the lengths are checked.
     unsafe { turn_512(rows, stride, count, out) }
@@ -239,7 +226,7 @@ pub unsafe fn tile<const R: usize, const H: usize>(left: *const u32, right: Stri
 mod tests {
     use std::sync::OnceLock;
 
-    use half::{bf16, f16};
+    use half::bf16;
 
     use super::super::{Left, Level, Precision, products_at};
     use super::*;

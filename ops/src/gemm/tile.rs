@@ -99,8 +99,9 @@ pub struct Strip<'a> {
 /// # Safety
 /// The place's rows and columns must lie in memory that nothing else uses meanwhile. Pairs of bf16 need [`Level::Avx512Bf16`], halves
 /// [`Level::Avx512Half`] and a packed strip.
-pub unsafe fn multiply(Words { kind, level }: Words, left: &[u32], right: Strip, words: usize, place: Place) {
-    let (width, ends) = if kind == Kind::Halves { (2 * WIDTH, place.rows) } else { (WIDTH, 0) };
+pub unsafe fn multiply(packed: Words, left: &[u32], right: Strip, words: usize, place: Place) {
+    let (Words { kind, level }, width) = (packed, packed.columns());
+    let ends = if kind == Kind::Halves { place.rows } else { 0 };
     assert!(place.rows <= level.rows() && place.columns <= width && left.len() >= words * place.rows + ends);
     assert!(words == 0 || right.words.len() >= (words - 1) * right.stride + if ends > 0 { WIDTH } else { place.columns });
     assert!(kind != Kind::Halves || (right.stride == WIDTH && level == Level::Avx512Half), "halves lie in packed strips");
