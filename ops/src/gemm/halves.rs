@@ -215,8 +215,7 @@ pub unsafe fn tile<const R: usize, const H: usize>(left: *const u32, right: Stri
             for (part, &total) in totals.iter().flatten().enumerate() {
                 let mask = mask(place.columns, part);
                 let out = place.start.add(r * place.stride).wrapping_add(part * LANES);
-                let before = if place.add { _mm512_maskz_loadu_ps(mask, out) } else { _mm512_setzero_ps() };
-                _mm512_mask_storeu_ps(out, mask, _mm512_fmadd_ps(total, scale, before));
+                _mm512_mask_storeu_ps(out, mask, _mm512_fmadd_ps(total, scale, place.before_at(r, part, mask)));
             }
         }
     }

@@ -22,7 +22,7 @@ use crate::cpu::{cleared, written};
 use crate::matrix::Format;
 #[cfg(target_arch = "x86_64")]
 pub use pack::turn_16;
-use pack::{Kind, Words, aligned, as_words, pack_tile};
+use pack::{Kind, Words, aligned, as_values, as_words, pack_tile};
 #[cfg(target_arch = "x86_64")]
 pub use tile::mask;
 pub use tile::{Level, Place};
@@ -240,7 +240,8 @@ pub fn add_small_product((m, k, n): (usize, usize, usize), left: Left, right: &[
             // SAFETY: row and column lie inside (m, n), which lies in the output.
             unsafe {
                 let start = out.as_mut_ptr().add(row * stride + first);
-                multiply(words, panel, strip, k, Place { start, stride, rows, columns: WIDTH.min(n - first), add: true });
+                let before = Some((start.cast_const(), stride));
+                multiply(words, panel, strip, k, Place { start, stride, rows, columns: WIDTH.min(n - first), before });
             }
         }
     }
@@ -327,7 +328,7 @@ thread_local! {
     /// What the thread's last left factor was packed in.
     static LEFT: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
     /// A thread's own, at most half a megabyte: fresh memory would be cleared for each product.
-    static SCRATCH: Cell<Scratch> = const { Cell::new(Scratch { strips: Vec::new(), lanes: Vec::new(), values: Vec::new() }) };
+    static SCRATCH: Cell<Scratch> = const { Cell::new(Scratch { strips: Vec::new(), lanes: Vec::new(), values: Vec::new(), sums: Vec::new() }) };
 }
 
 #[derive(Default)]
@@ -335,6 +336,8 @@ struct Scratch {
     strips: Vec<u32>,
     lanes: Vec<u32>,
     values: Vec<f32>,
+    /// The tiles' sums between two blocks of the inner axis.
+    sums: Vec<u32>,
 }
 
 #[derive(Clone, Copy)]
@@ -355,6 +358,10 @@ impl Task<'_> {
         let width = self.words.columns();
         let ((_, k, n), (top, bottom), first) = (self.size, self.rows, first * width);
         let columns = (count * width).min(n - first);
+        let (tile, count) = (self.packed.tile, columns.div_ceil(width));
+        // one tile's after the other: in the output a tile's rows lie pages apart, mostly in the same places of a cache
+        let kept = if blocks(k, self.words).count() > 1 { (bottom - top).div_ceil(tile) * count * tile * width } else { 0 };
+        let sums = as_values(aligned(&mut scratch.sums, kept));
         let mut spans = blocks(k, self.words).enumerate().peekable();
         while let Some((block, span)) = spans.next() {
             // what is packed next: columns and part of the inner axis
@@ -363,10 +370,11 @@ impl Task<'_> {
                 None => ((first + columns, columns.min(n - first - columns)), (0, span.1)),
             };
             let (rows, along) = if self.right.turned { next } else { (next.1, next.0) };
-            let tiles = (bottom - top).div_ceil(self.packed.tile) * columns.div_ceil(width);
+            let last = spans.peek().is_none();
+            let tiles = (bottom - top).div_ceil(tile) * count;
             let mut shares = 0..tiles;
             let length = self.words.of(span.1);
-            let strips = aligned(&mut scratch.strips, columns.div_ceil(width) * length * WIDTH);
+            let strips = aligned(&mut scratch.strips, count * length * WIDTH);
             let lines = (&mut scratch.lanes, &mut scratch.values);
             match (self.words.kind, self.right.turned) {
                 #[cfg(target_arch = "x86_64")]
@@ -374,21 +382,21 @@ impl Task<'_> {
                 (_, true) => self.pack_turned((first, columns), span, strips, lines),
                 (_, false) => self.pack_straight((first, columns), span, strips, lines),
             }
-            for row in (top..bottom).step_by(self.packed.tile) {
-                let height = self.packed.tile.min(bottom - row);
+            for row in (top..bottom).step_by(tile) {
+                let height = tile.min(bottom - row);
                 for (index, words) in strips.chunks_exact(length * WIDTH).enumerate() {
                     let (first, columns) = (first + index * width, width.min(columns - index * width));
                     let strip = Strip { words, stride: WIDTH };
                     shares.next().into_iter().for_each(|share| self.right.expect(rows, along, share..share + 1, tiles));
-                    // SAFETY: row and column lie inside (m, n); these rows of these columns are this task's.
+                    // SAFETY: row and column lie inside (m, n); these rows of these columns are this task's. Of several blocks of the inner
+                    // axis the sums have room for every tile.
                     unsafe {
-                        let place = Place {
-                            start: self.out.0.add(row * n + first),
-                            stride: n,
-                            rows: height,
-                            columns,
-                            add: block > 0 || self.before == Before::Kept,
-                        };
+                        let out = (self.out.0.add(row * n + first), n);
+                        let between = (sums.as_mut_ptr().wrapping_add(((row - top) / tile * count + index) * tile * width), width);
+                        let kept = (self.before == Before::Kept).then_some(out);
+                        let before = if block > 0 { Some(between) } else { kept }.map(|(start, stride)| (start.cast_const(), stride));
+                        let (start, stride) = if last { out } else { between };
+                        let place = Place { start, stride, rows: height, columns, before };
                         multiply(self.words, self.packed.tile(block, row), strip, length, place);
                     }
                 }
@@ -463,6 +471,32 @@ mod tests {
                     check(&out, &expected(size, |i, p| f64::from(a[i * k + p]), other), 1e-5 * k as f64, &format!("{level:?} {size:?}"));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn rows_may_begin_anywhere_in_a_line_of_memory() {
+        for &level in Level::all() {
+            let size @ (m, k, n) = (15, 528, 40);
+            let (a, b) = (noise(m * k, 7), noise(k * n + 16, 8));
+            for skip in 0..16 {
+                let (b, left) = (&b[skip..][..k * n], Left { values: &a, row: k, column: 1 });
+                let out = products_at(level, (m, k), left, &[(Right::values(b, k, true), n)], Precision::F32).remove(0);
+                let exact = expected(size, |i, p| f64::from(a[i * k + p]), |p, j| f64::from(b[j * k + p]));
+                check(&out, &exact, 1e-5 * k as f64, &format!("{level:?} {skip}"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_product_is_added_to_what_is_there() {
+        for (m, k, n) in SIZES {
+            let (a, b, before) = (noise(m * k, 9), noise(k * n, 10), noise(m * n, 11));
+            let (left, mut out) = (Left { values: &a, row: k, column: 1 }, before.clone());
+            add_product((m, k, n), left, Right::values(&b, k, true), Precision::F32, &mut out);
+            let product = expected((m, k, n), |i, p| f64::from(a[i * k + p]), |p, j| f64::from(b[j * k + p]));
+            let exact: Vec<f64> = product.iter().zip(&before).map(|(x, &before)| x + f64::from(before)).collect();
+            check(&out, &exact, 1e-5 * k as f64, &format!("{m} {k} {n}"));
         }
     }
 

@@ -224,24 +224,31 @@ unsafe fn interleave(first: &[f32], second: &[f32], words: &mut [u32]) {
     }
 }
 
+/// Blocks of 16 words begin on whole lines of memory where all rows can: a load that spans two lines would ask for each line twice, and a mapped
+/// file's rows seldom begin on one.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 unsafe fn turn_512(rows: &[u32], stride: usize, (lanes, count): (usize, usize), width: usize, out: &mut [u32]) {
     let stored = ((1u32 << lanes) - 1) as u16;
-    for start in (0..count).step_by(LANES) {
-        let left = (count - start).min(LANES);
+    let before_line = if stride.is_multiple_of(LANES) { rows.as_ptr().align_offset(64) } else { 0 };
+    let mut start = 0;
+    while start < count {
+        let left = if start == 0 && (1..LANES).contains(&before_line) { before_line } else { LANES }.min(count - start);
         let mask = ((1u32 << left) - 1) as u16;
         let row = rows.as_ptr().wrapping_add(start);
         // SAFETY: the caller has checked the lengths; loads are masked to the count, stores to the lanes.
         unsafe {
-            let mut words = [_mm512_setzero_si512(); LANES];
-            for (r, words) in words.iter_mut().enumerate().take(lanes) {
-                *words = _mm512_maskz_loadu_epi32(mask, row.wrapping_add(r * stride).cast());
-            }
+            let load = |r: usize| _mm512_maskz_loadu_epi32(mask, row.wrapping_add(r * stride).cast());
+            let words = if lanes == LANES {
+                std::array::from_fn(load)
+            } else {
+                std::array::from_fn(|r| if r < lanes { load(r) } else { _mm512_setzero_si512() })
+            };
             for (p, column) in turn_16(words).iter().enumerate().take(left) {
                 _mm512_mask_storeu_epi32(out.as_mut_ptr().wrapping_add((start + p) * width).cast(), stored, *column);
             }
         }
+        start += left;
     }
 }
 

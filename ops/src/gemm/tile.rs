@@ -83,8 +83,25 @@ pub struct Place {
     pub stride: usize,
     pub rows: usize,
     pub columns: usize,
-    /// Whether the product is added to what is there, or replaces it.
-    pub add: bool,
+    /// What the product is added to, with its own values from row to row: the place itself, or another.
+    pub before: Option<(*const f32, usize)>,
+}
+
+impl Place {
+    /// What the product's row `r` is added to, in the columns of `mask` of its part `part` of 16.
+    ///
+    /// # Safety
+    /// As for [`multiply`]; needs 512-bit registers.
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn before_at(&self, r: usize, part: usize, mask: u16) -> __m512 {
+        match self.before {
+            // SAFETY: masked to the place's columns, which the caller has promised.
+            Some((start, stride)) => unsafe { _mm512_maskz_loadu_ps(mask, start.add(r * stride).wrapping_add(16 * part)) },
+            None => _mm512_setzero_ps(),
+        }
+    }
 }
 
 /// The right factor: word p of its first column lies at `p * stride`.
@@ -97,7 +114,7 @@ pub struct Strip<'a> {
 /// Writes the product of the packed factors, `words` words long, to `place`; its rows are at most [`Level::rows`].
 ///
 /// # Safety
-/// The place's rows and columns must lie in memory that nothing else uses meanwhile. Pairs of bf16 need [`Level::Avx512Bf16`], halves
+/// The place's rows and columns must lie in memory that nothing else uses meanwhile, and what they are added to likewise. Pairs of bf16 need [`Level::Avx512Bf16`], halves
 /// [`Level::Avx512Half`] and a packed strip.
 pub unsafe fn multiply(packed: Words, left: &[u32], right: Strip, words: usize, place: Place) {
     let (Words { kind, level }, width) = (packed, packed.columns());
@@ -107,16 +124,19 @@ pub unsafe fn multiply(packed: Words, left: &[u32], right: Strip, words: usize, 
     assert!(kind != Kind::Halves || (right.stride == WIDTH && level == Level::Avx512Half), "halves lie in packed strips");
     #[cfg(target_arch = "x86_64")]
     if level != Level::Plain {
+        let whole = right.stride == WIDTH || place.columns == width;
         macro_rules! rows {
             ($($rows:literal)*) => {
-                match (place.rows, kind, place.columns > width / 2) {
+                match (place.rows, kind, place.columns > width / 2, whole) {
                     // SAFETY: the processor has the level's features; the lengths are checked above, the place by the caller.
-                    $(($rows, Kind::Pair, true) => unsafe { tile_bf16::<$rows, 2>(left.as_ptr(), right, words, place) },
-                    ($rows, Kind::Pair, false) => unsafe { tile_bf16::<$rows, 1>(left.as_ptr(), right, words, place) },
-                    ($rows, Kind::Value, true) => unsafe { tile_f32::<$rows, 2>(left.as_ptr(), right, words, place) },
-                    ($rows, Kind::Value, false) => unsafe { tile_f32::<$rows, 1>(left.as_ptr(), right, words, place) },
-                    ($rows, Kind::Halves, true) => unsafe { halves::tile::<$rows, 2>(left.as_ptr(), right, words, place) },
-                    ($rows, Kind::Halves, false) => unsafe { halves::tile::<$rows, 1>(left.as_ptr(), right, words, place) },)*
+                    $(($rows, Kind::Pair, true, true) => unsafe { tile_bf16::<$rows, 2, true>(left.as_ptr(), right, words, place) },
+                    ($rows, Kind::Pair, true, false) => unsafe { tile_bf16::<$rows, 2, false>(left.as_ptr(), right, words, place) },
+                    ($rows, Kind::Pair, false, _) => unsafe { tile_bf16::<$rows, 1, false>(left.as_ptr(), right, words, place) },
+                    ($rows, Kind::Value, true, true) => unsafe { tile_f32::<$rows, 2, true>(left.as_ptr(), right, words, place) },
+                    ($rows, Kind::Value, true, false) => unsafe { tile_f32::<$rows, 2, false>(left.as_ptr(), right, words, place) },
+                    ($rows, Kind::Value, false, _) => unsafe { tile_f32::<$rows, 1, false>(left.as_ptr(), right, words, place) },
+                    ($rows, Kind::Halves, true, _) => unsafe { halves::tile::<$rows, 2>(left.as_ptr(), right, words, place) },
+                    ($rows, Kind::Halves, false, _) => unsafe { halves::tile::<$rows, 1>(left.as_ptr(), right, words, place) },)*
                     _ => unreachable!("a tile has 1 to 14 rows"),
                 }
             };
@@ -129,10 +149,12 @@ pub unsafe fn multiply(packed: Words, left: &[u32], right: Strip, words: usize, 
     assert!(right.stride == WIDTH, "plain tiles take packed strips");
     tile_plain(left, right.words, words, place.rows, &mut sums);
     for (row, sums) in sums.iter().enumerate().take(place.rows) {
-        // SAFETY: the caller's promise on the place.
-        let out = unsafe { std::slice::from_raw_parts_mut(place.start.add(row * place.stride), place.columns) };
-        for (out, sum) in out.iter_mut().zip(sums) {
-            *out = if place.add { *out + sum } else { *sum };
+        for (column, sum) in sums.iter().enumerate().take(place.columns) {
+            // SAFETY: the caller's promise on the places.
+            unsafe {
+                let before = place.before.map_or(0.0, |(start, stride)| *start.add(row * stride + column));
+                *place.start.add(row * place.stride + column) = before + sum;
+            }
         }
     }
 }
@@ -168,36 +190,49 @@ pub fn mask(columns: usize, half: usize) -> u16 {
 #[cfg(target_arch = "x86_64")]
 macro_rules! tile {
     ($name:ident, $features:literal, $fma:expr) => {
-        /// `H`: registers that the columns fill.
+        /// `H`: registers that the columns fill. `W`: whether they are whole in the strip: a masked load would take a place of a product.
         #[target_feature(enable = $features)]
-        unsafe fn $name<const R: usize, const H: usize>(left: *const u32, right: Strip, words: usize, place: Place) {
+        unsafe fn $name<const R: usize, const H: usize, const W: bool>(left: *const u32, right: Strip, words: usize, place: Place) {
             let mut sums = [[_mm512_setzero_ps(); H]; R];
             let masks = [mask(place.columns, 0), mask(place.columns, 1)];
             let (mut a, mut b) = (left, right.words.as_ptr());
-            if place.add {
+            if let Some((start, stride)) = place.before {
                 // they come while the products are made
                 for r in 0..R {
                     for h in 0..H {
-                        _mm_prefetch::<_MM_HINT_T0>(place.start.wrapping_add(r * place.stride + 16 * h).cast());
+                        _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(r * stride + 16 * h).cast());
                     }
                 }
             }
-            for _ in 0..words {
-                // SAFETY: `multiply` has checked the lengths; loads are masked to the columns.
-                unsafe {
-                    let mut columns = [_mm512_setzero_si512(); H];
-                    for h in 0..H {
-                        columns[h] = _mm512_maskz_loadu_epi32(masks[h], b.wrapping_add(16 * h).cast());
-                    }
-                    for r in 0..R {
-                        let row = _mm512_set1_epi32(*a.add(r) as i32);
+            macro_rules! step {
+                () => {
+                    // SAFETY: `multiply` has checked the lengths; loads are masked to the columns where those are not whole.
+                    unsafe {
+                        let mut columns = [_mm512_setzero_si512(); H];
                         for h in 0..H {
-                            sums[r][h] = $fma(sums[r][h], row, columns[h]);
+                            let at = b.wrapping_add(16 * h).cast();
+                            columns[h] = if W { _mm512_loadu_epi32(at) } else { _mm512_maskz_loadu_epi32(masks[h], at) };
                         }
+                        for r in 0..R {
+                            let row = _mm512_set1_epi32(*a.add(r) as i32);
+                            for h in 0..H {
+                                sums[r][h] = $fma(sums[r][h], row, columns[h]);
+                            }
+                        }
+                        a = a.add(R);
+                        b = b.wrapping_add(right.stride);
                     }
-                    a = a.add(R);
-                    b = b.wrapping_add(right.stride);
-                }
+                };
+            }
+            // four at a time: counting takes places of products too
+            for _ in 0..words / 4 {
+                step!();
+                step!();
+                step!();
+                step!();
+            }
+            for _ in 0..words % 4 {
+                step!();
             }
             for (r, sums) in sums.iter().enumerate() {
                 for (half, &sum) in sums.iter().enumerate() {
@@ -205,8 +240,7 @@ macro_rules! tile {
                     // SAFETY: masked to the place's columns, which the caller has promised.
                     unsafe {
                         let out = place.start.add(r * place.stride).wrapping_add(half * 16);
-                        let before = if place.add { _mm512_maskz_loadu_ps(mask, out) } else { _mm512_setzero_ps() };
-                        _mm512_mask_storeu_ps(out, mask, _mm512_add_ps(before, sum));
+                        _mm512_mask_storeu_ps(out, mask, _mm512_add_ps(place.before_at(r, half, mask), sum));
                     }
                 }
             }

@@ -146,7 +146,9 @@ mod x86 {
                     }
                     // SAFETY: row and column lie inside (m, n), and the columns are this piece's own.
                     unsafe {
-                        let place = Place { start: self.out.0.add(row * n + first), stride: n, rows, columns, add: start > 0 };
+                        let out = self.out.0.add(row * n + first);
+                        let before = (start > 0).then_some((out.cast_const(), n));
+                        let place = Place { start: out, stride: n, rows, columns, before };
                         multiply(part, self.left.tile(row, (start, count)), strip, count / part.values, place);
                     }
                 }

@@ -43,13 +43,10 @@ pub unsafe fn multiply(part: Part, left: &[u32], strip: &[Line], parts: usize, p
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn tile<const R: usize, const WORDS: usize, const MINIMA: bool>(left: *const u32, strip: *const Line, parts: usize, place: Place) {
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
-    if place.add {
-        for r in 0..R {
-            for half in 0..2 {
-                let out = place.start.wrapping_add(r * place.stride + half * 16);
-                // SAFETY: masked to the place's columns.
-                sums[r][half] = unsafe { _mm512_maskz_loadu_ps(mask(place.columns, half), out) };
-            }
+    for r in 0..R {
+        for half in 0..2 {
+            // SAFETY: masked to the place's columns.
+            sums[r][half] = unsafe { place.before_at(r, half, mask(place.columns, half)) };
         }
     }
     let (mut left, mut strip) = (left.cast::<i32>(), strip.cast::<[__m512i; 2]>());
