@@ -145,7 +145,7 @@ impl Block {
             return Ok(Inside { qkv: [q, k, v], mixed, thin });
         }
         let (mut inside, _) = self.inside(x)?;
-        inside.thin[1] = self.output()?.thin(&inside.mixed);
+        inside.thin[1] = self.output()?.thin(&inside.mixed)?;
         Ok(inside)
     }
 }

@@ -91,7 +91,7 @@ impl FeedForward {
             return Ok((inner.map(kept::Values::widened), thin));
         }
         let (inner, _, thin) = self.inner(x)?;
-        let of_output = self.output()?.thin(&activated(inner[0].clone(), &inner[1]));
+        let of_output = self.output()?.thin(&activated(inner[0].clone(), &inner[1]))?;
         Ok((inner, [thin, of_output]))
     }
 }

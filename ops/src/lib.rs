@@ -50,7 +50,7 @@ pub mod transfers;
 
 pub use activation::{geglu, geglu_halves, gelu, swiglu};
 pub use affine::{Affine, merge_heads};
-pub use attention::{Attention, attend_one, attention, attention_with_weights};
+pub use attention::{Attention, attend_few, attention, attention_with_weights};
 pub use attention_block::{AttentionBlock, attention_block};
 pub use awake::{GRADIENT_STACK, awake};
 pub use checkpoint::{checkpoint, checkpoint_keeping_products};
@@ -61,7 +61,7 @@ pub use feed_forward::gated_feed_forward;
 pub use few::FEW_ROWS;
 pub use gemm::Precision;
 pub use linear::{frozen_linear, linear, linear_residual};
-pub use low_rank::{AdaptedMatrix, LowRank};
+pub use low_rank::{AdaptedMatrix, LowRank, adapted_products};
 pub use matrix::{Bytes, Format, Matrix};
 pub use memory::{keep_elementwise_work_on_its_thread, keep_heaps_beside, keep_one_heap, reuse_freed_memory};
 pub use nearest::nearest_rows;

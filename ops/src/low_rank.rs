@@ -2,10 +2,12 @@
 //!
 //! Adapters of matrices that take the same inputs are multiplied together where they can: their A lie one below the other.
 
+use std::cell::OnceCell;
+
 use candle_core::{Device, Result, Tensor, bail};
 
 use crate::cpu::{PIECE, Values, for_pieces, fused};
-use crate::few::{add_rows_times, rows_times};
+use crate::few::{FEW_ROWS, add_rows_times, rows_times, rows_times_each};
 use crate::gemm::{Left, Precision, Right, add_product, product};
 use crate::simd::vectorised;
 use crate::{DropoutMask, Matrix};
@@ -66,6 +68,28 @@ impl AdaptedMatrix {
     }
 }
 
+/// x times each of some matrices with its adapter, without gradients, as they are [for reading](Matrix::for_reading). x: (..., in), f32 in the host's
+/// memory -> (..., out) of each.
+pub fn adapted_products<const N: usize>(x: &Tensor, projections: [AdaptedMatrix; N]) -> Result<[Tensor; N]> {
+    let projections = projections.map(AdaptedMatrix::for_reading);
+    for own in &projections {
+        own.check("adapted products")?;
+        if x.dims().last() != Some(&own.matrix.size().1) || !fused(&[x]) {
+            bail!("adapted products: x is {x:?} (expected f32 in the host's memory), a matrix {:?}", own.matrix.size());
+        }
+    }
+    let x = x.detach().contiguous()?;
+    let (ys, _) = Group::of(projections.each_ref())?.forward(&Values::of(&x)?)?;
+    let mut tensors = Vec::with_capacity(N);
+    for (y, own) in ys.into_iter().zip(&projections) {
+        let mut shape = x.dims().to_vec();
+        shape.pop();
+        shape.push(own.matrix.size().0);
+        tensors.push(Tensor::from_vec(y, shape, &Device::Cpu)?);
+    }
+    Ok(tensors.try_into().expect("there is one of each matrix"))
+}
+
 /// The tensors of all adapters, in the order in which [`Group::backward`] gives their gradients; none where none takes any.
 pub(crate) fn trained(matrices: &[AdaptedMatrix]) -> Vec<Tensor> {
     let adapters = matrices.iter().flat_map(|matrix| &matrix.low_rank);
@@ -80,12 +104,42 @@ pub(crate) type Thin = Vec<Vec<f32>>;
 struct Segment<'a> {
     /// Place in the group, adapter and first column of A x.
     members: Vec<(usize, &'a LowRank, usize)>,
-    /// The A times their scales, one below the other (ranks, in).
-    a: Vec<f32>,
+    /// See [`Self::a`].
+    a: OnceCell<Vec<f32>>,
     ranks: usize,
 }
 
 impl Segment<'_> {
+    /// The A times their scales, one below the other (ranks, in).
+    fn a(&self) -> Result<&[f32]> {
+        if let Some(a) = self.a.get() {
+            return Ok(a);
+        }
+        let mut all = Vec::new();
+        for (_, low, _) in &self.members {
+            all.extend(Values::of(&low.a)?.iter().map(|a| a * low.scale as f32));
+        }
+        Ok(self.a.get_or_init(|| all))
+    }
+
+    /// A x (rows, ranks), scaled.
+    fn thin(&self, x: &[f32], inputs: usize) -> Result<Vec<f32>> {
+        let rows = x.len() / inputs.max(1);
+        if rows > FEW_ROWS {
+            return Ok(rows_times(x, Right::values(self.a()?, inputs, true), (inputs, self.ranks), Precision::F32));
+        }
+        // laying them one below the other would cost more than a few rows' products
+        let all: Vec<Values> = self.members.iter().map(|(_, low, _)| Values::of(&low.a)).collect::<Result<_>>()?;
+        let rights: Vec<_> = all.iter().zip(&self.members).map(|(a, (_, low, _))| (Right::values(a, inputs, true), low.rank())).collect();
+        let mut thin = vec![0.0; rows * self.ranks];
+        for (own, &(_, low, first)) in rows_times_each(x, &rights, inputs, Precision::F32).iter().zip(&self.members) {
+            for (row, own) in thin.chunks_exact_mut(self.ranks).zip(own.chunks_exact(low.rank())) {
+                row[first..].iter_mut().zip(own).for_each(|(thin, own)| *thin = own * low.scale as f32);
+            }
+        }
+        Ok(thin)
+    }
+
     fn input(&self, x: &[f32]) -> Option<Vec<f32>> {
         self.members[0].1.dropout.as_ref().map(|mask| mask.apply(x))
     }
@@ -104,12 +158,11 @@ impl<'a, const N: usize> Group<'a, N> {
         for (place, low) in adapted.iter().enumerate().filter_map(|(place, own)| own.low_rank.as_ref().map(|low| (place, low))) {
             let beside = |segment: &Segment| low.dropout.is_none() && segment.members[0].1.dropout.is_none();
             let at = segments.iter().position(beside).unwrap_or_else(|| {
-                segments.push(Segment { members: Vec::new(), a: Vec::new(), ranks: 0 });
+                segments.push(Segment { members: Vec::new(), a: OnceCell::new(), ranks: 0 });
                 segments.len() - 1
             });
             let segment = &mut segments[at];
             segment.members.push((place, low, segment.ranks));
-            segment.a.extend(Values::of(&low.a)?.iter().map(|a| a * low.scale as f32));
             segment.ranks += low.rank();
         }
         let matrices = adapted.map(|own| &own.matrix);
@@ -137,21 +190,18 @@ impl<'a, const N: usize> Group<'a, N> {
     }
 
     /// A x of the adapters, scaled.
-    pub fn thin(&self, x: &[f32]) -> Thin {
-        let of = |segment: &Segment| {
-            let (dropped, a) = (segment.input(x), Right::values(&segment.a, self.inputs, true));
-            rows_times(dropped.as_deref().unwrap_or(x), a, (self.inputs, segment.ranks), Precision::F32)
-        };
-        self.segments.iter().map(of).collect()
+    pub fn thin(&self, x: &[f32]) -> Result<Thin> {
+        self.segments.iter().map(|segment| segment.thin(segment.input(x).as_deref().unwrap_or(x), self.inputs)).collect()
     }
 
     /// Adds what the adapters make of x to `ys`; what the backward pass needs of it.
     fn add_adapters(&self, x: &[f32], ys: [&mut [f32]; N]) -> Result<Thin> {
-        let all = self.thin(x);
+        let all = self.thin(x)?;
         for (segment, thin) in self.segments.iter().zip(&all) {
             for &(place, low, first) in &segment.members {
                 let (b, rank, outputs) = (Values::of(&low.b)?, low.rank(), self.matrices[place].size().0);
-                let own: Vec<f32> = thin.chunks_exact(segment.ranks).flat_map(|row| &row[first..first + rank]).copied().collect();
+                let mut own = Vec::with_capacity(thin.len() / segment.ranks * rank);
+                thin.chunks_exact(segment.ranks).for_each(|row| own.extend_from_slice(&row[first..first + rank]));
                 add_rows_times(&own, Right::values(&b, rank, true), (rank, outputs), Precision::F32, ys[place]);
             }
         }
@@ -190,7 +240,7 @@ impl<'a, const N: usize> Group<'a, N> {
                 of_adapters[place] = Some([da, gradient_of_b(low, left, grads[place], rows)?]);
             }
             let left = Left { values: &upstream, row: segment.ranks, column: 1 };
-            let (size, a) = ((rows, segment.ranks, self.inputs), Right::values(&segment.a, self.inputs, false));
+            let (size, a) = ((rows, segment.ranks, self.inputs), Right::values(segment.a()?, self.inputs, false));
             match &segment.members[0].1.dropout {
                 None => add_product(size, left, a, Precision::F32, &mut dx),
                 Some(mask) => add_all(&mut dx, &mask.apply(&product(size, left, a, Precision::F32))),

@@ -116,9 +116,9 @@ pub fn prefill(base: &Path, options: &DecodeOptions, device: &Device) -> Result<
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let prompt = model.embed(&ids(&mut rng, 1, options.prompt, model.config().vocab_size)?)?;
     measure_awake(options.runs, || {
-        let hidden = model.forward_cached(&prompt, &mut model.cache(1, options.prompt))?;
+        let hidden = model.read_to_last(&prompt, &mut model.cache(1, options.prompt))?;
         // waits for the device
-        read::<f32>(&model.logits(&hidden.narrow(1, options.prompt - 1, 1)?)?.to_dtype(DType::F32)?)?;
+        read::<f32>(&model.logits(&hidden)?.to_dtype(DType::F32)?)?;
         Ok(())
     })
 }

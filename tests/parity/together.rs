@@ -114,6 +114,31 @@ fn what_is_forgotten_leaves_no_trace() {
     }
 }
 
+#[test]
+fn the_last_position_read_alone_is_that_of_all_and_leaves_the_same_cache() {
+    for dora in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, model) in models(folder.path(), dora) {
+            for read in [0, 23] {
+                let start = if read > 0 { begun(&model, 2, read) } else { model.cache(1, 160) };
+                let ids: Vec<u32> = (0..19).map(|i| (i * 53 + 11) % 700).collect();
+                let (mut all, mut last) = (start.copied().unwrap(), start);
+                let of_all = model.forward_cached(&embed(&model, &ids), &mut all).unwrap().narrow(1, 18, 1).unwrap().squeeze(1).unwrap();
+                let alone = model.read_to_last(&embed(&model, &ids), &mut last).unwrap();
+                let largest = of_all.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+                let apart = (of_all - alone).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+                // quantised matrices multiply many rows in integers, one in integers of other blocks; f16 sums as they come
+                assert!(apart < 0.03 * largest, "{name}, dora {dora}, after {read}: {apart} of {largest}");
+                let [next, other] = [&mut all, &mut last].map(|cache| -> Vec<f32> {
+                    let hidden = model.forward_cached(&embed(&model, &[77]), cache).unwrap();
+                    model.logits(&hidden).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+                });
+                assert!(next == other, "{name}, dora {dora}, after {read}: another cache");
+            }
+        }
+    }
+}
+
 fn greedy(config: &GenerationConfig, model: &Llama, prefixes: &Tensor) -> Vec<Vec<u32>> {
     let one = |text: usize| {
         let prefix = prefixes.narrow(0, text, 1).unwrap();

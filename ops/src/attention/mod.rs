@@ -1,14 +1,14 @@
 //! Scaled dot-product attention.
 
 pub(crate) mod batch;
+mod few;
 mod fused;
 mod kernel;
-mod single;
 
 use candle_core::{Result, Tensor};
 
 use crate::{composed, cpu, softmax};
-pub use single::attend_one;
+pub use few::attend_few;
 
 /// What an attention does beside the product.
 #[derive(Debug, Clone)]

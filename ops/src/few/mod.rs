@@ -7,7 +7,7 @@ pub mod quantised;
 
 use rayon::prelude::*;
 
-use crate::gemm::{Left, Level, Precision, Right, add_product, products};
+use crate::gemm::{Left, Level, Out, Precision, Right, add_product, products};
 use crate::integers;
 use crate::matrix::Format;
 use crate::simd::dot_of;
@@ -22,7 +22,7 @@ const PIECE: usize = 64;
 /// Rows of the matrix that are read at once.
 const ROWS: usize = 4;
 
-/// Values below which one core is faster than two.
+/// Products of two values below which one core is faster than two.
 const PARALLEL_FROM: usize = 1 << 17;
 
 /// x (m, k) times `right` (k, n) -> (m, n): a few rows at the speed of reading, more of them by packing.
@@ -60,6 +60,15 @@ pub fn add_rows_times(x: &[f32], right: Right, (k, n): (usize, usize), precision
     }
 }
 
+/// Inner products of the rows of x (m, k) with those of `rows` (n, k), written to `out` (m, n): on one core.
+pub fn inner_products(x: &[f32], rows: &[f32], k: usize, out: &mut [f32]) {
+    let (m, right) = (x.len() / k, Right::values(rows, k, true));
+    match Level::best() {
+        Level::Plain => read_rows(x, m, right, 0, out),
+        _ => plain::rows(x, m, right, 0, out),
+    }
+}
+
 /// The rows of x as a format's kernel reads them.
 enum Prepared {
     /// In 8 bits.
@@ -81,6 +90,9 @@ impl Prepared {
 
 /// x (m, k) times the turned matrices (n, k), each with its n -> (m, n); m is at most [`FEW_ROWS`].
 fn few_rows(level: Level, m: usize, x: &[f32], rights: &[(Right, usize)]) -> Vec<Vec<f32>> {
+    if m == 0 {
+        return vec![Vec::new(); rights.len()];
+    }
     let mut prepared: Vec<(Format, Prepared)> = Vec::new();
     for (right, _) in rights {
         if prepared.iter().all(|(format, _)| *format != right.format) {
@@ -88,37 +100,65 @@ fn few_rows(level: Level, m: usize, x: &[f32], rights: &[(Right, usize)]) -> Vec
         }
     }
     let of = |format: Format| prepared.iter().find(|(own, _)| *own == format).map(|(_, prepared)| prepared);
-    // (n, m): a piece of rows of a matrix owns its outputs
-    let mut turned: Vec<Vec<f32>> = rights.iter().map(|(_, n)| vec![0.0; m * n]).collect();
-    let mut pieces: Vec<(Right, usize, &mut [f32])> = Vec::new();
-    for ((right, _), out) in rights.iter().zip(&mut turned) {
-        pieces.extend(out.chunks_mut((PIECE * m).max(1)).enumerate().map(|(piece, out)| (*right, piece * PIECE, out)));
+    let mut outs: Vec<Vec<f32>> = rights.iter().map(|(_, n)| vec![0.0; m * n]).collect();
+    let mut pieces = Vec::new();
+    for ((right, n), out) in rights.iter().zip(&mut outs) {
+        let out = Out(out.as_mut_ptr());
+        pieces.extend((0..*n).step_by(PIECE).map(|first| Piece { right: *right, first, columns: PIECE.min(n - first), n: *n, out }));
     }
-    let work = |(right, first, out): &mut (Right, usize, &mut [f32])| match of(right.format) {
-        Some(Prepared::Integers(activations)) => quantised::rows(activations, *right, *first, out),
-        Some(Prepared::Split(split)) => plain::bf16_rows(split, *right, *first, out),
-        _ if level != Level::Plain && !right.format.is_quantised() => plain::rows(x, m, *right, *first, out),
-        _ => read_rows(x, m, *right, *first, out),
+    let work = |piece: &Piece| {
+        let Piece { right, first, columns, .. } = *piece;
+        // (m, columns)
+        let mut sums = [0.0; PIECE * FEW_ROWS];
+        let sums = &mut sums[..columns * m];
+        match of(right.format) {
+            Some(Prepared::Integers(activations)) => quantised::rows(activations, right, first, sums),
+            Some(Prepared::Split(split)) => plain::bf16_rows(split, right, first, sums),
+            _ if level != Level::Plain && !right.format.is_quantised() => plain::rows(x, m, right, first, sums),
+            _ => read_rows(x, m, right, first, sums),
+        }
+        // SAFETY: the output has m rows of n, these columns are this piece's own.
+        unsafe { piece.write(sums, m) };
     };
-    if rights.iter().map(|(right, n)| n * right.columns).sum::<usize>() < PARALLEL_FROM {
-        pieces.iter_mut().for_each(work);
+    if m * rights.iter().map(|(right, n)| n * right.columns).sum::<usize>() < PARALLEL_FROM {
+        pieces.iter().for_each(work);
     } else {
-        pieces.par_iter_mut().for_each(work);
+        pieces.par_iter().for_each(work);
     }
-    if m > 1 {
-        for (out, (_, n)) in turned.iter_mut().zip(rights) {
-            *out = (0..m * n).map(|at| out[at % n * m + at / n]).collect();
+    outs
+}
+
+/// Some rows of a matrix, which are columns of the output.
+struct Piece<'a> {
+    right: Right<'a>,
+    first: usize,
+    columns: usize,
+    /// Columns of the output.
+    n: usize,
+    out: Out,
+}
+
+impl Piece<'_> {
+    /// Writes sums (m, columns) to the columns of the output's m rows.
+    ///
+    /// # Safety
+    /// The output has m rows of n, and nothing else uses these columns meanwhile.
+    unsafe fn write(&self, sums: &[f32], m: usize) {
+        for (i, sums) in sums.chunks_exact(self.columns).enumerate().take(m) {
+            // SAFETY: the caller's promise.
+            unsafe { std::slice::from_raw_parts_mut(self.out.0.add(i * self.n + self.first), self.columns) }.copy_from_slice(sums);
         }
     }
-    turned
 }
 
 /// Any format on any processor: rows are widened to f32 first.
 fn read_rows(x: &[f32], m: usize, right: Right, first: usize, out: &mut [f32]) {
-    let mut values = vec![0.0; right.columns];
-    for (row, out) in out.chunks_exact_mut(m).enumerate() {
-        right.format.read(right.row(first + row), 0, &mut values);
-        out.iter_mut().zip(x.chunks_exact(right.columns)).for_each(|(out, x)| *out = dot_of(&values, x));
+    let (mut values, columns) = (vec![0.0; right.columns], out.len() / m);
+    for column in 0..columns {
+        right.format.read(right.row(first + column), 0, &mut values);
+        for (row, x) in x.chunks_exact(right.columns).enumerate() {
+            out[row * columns + column] = dot_of(&values, x);
+        }
     }
 }
 

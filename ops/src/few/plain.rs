@@ -31,12 +31,15 @@ impl Split {
     }
 }
 
-/// Calls `$work(size, start)` for groups of at most [`ROWS`] of `$m` rows, the size as a constant.
+/// Rows of x that are multiplied at once: with [`ROWS`] of the matrix, the sums fill the registers.
+const AT_ONCE: usize = 6;
+
+/// Calls `$work(size, start)` for groups of at most [`AT_ONCE`] of `$m` rows, the size as a constant.
 #[cfg(target_arch = "x86_64")]
 macro_rules! in_groups {
     ($m:expr, $start:ident, $work:ident $arguments:tt) => {
-        for $start in (0..$m).step_by(ROWS) {
-            match ($m - $start).min(ROWS) {
+        for $start in (0..$m).step_by(AT_ONCE) {
+            match ($m - $start).min(AT_ONCE) {
                 // SAFETY: the caller has checked the processor; all rows are as long as the matrix's.
                 1 => unsafe { x86::$work::<1> $arguments },
                 // SAFETY: as above.
@@ -44,13 +47,17 @@ macro_rules! in_groups {
                 // SAFETY: as above.
                 3 => unsafe { x86::$work::<3> $arguments },
                 // SAFETY: as above.
-                _ => unsafe { x86::$work::<4> $arguments },
+                4 => unsafe { x86::$work::<4> $arguments },
+                // SAFETY: as above.
+                5 => unsafe { x86::$work::<5> $arguments },
+                // SAFETY: as above.
+                _ => unsafe { x86::$work::<6> $arguments },
             }
         }
     };
 }
 
-/// Products of the rows from `first` on with m rows of x; out: (rows, m). The processor has 512-bit registers.
+/// Products of m rows of x with the rows from `first` on; out: (m, rows). The processor has 512-bit registers.
 #[cfg(target_arch = "x86_64")]
 pub fn rows(x: &[f32], m: usize, right: Right, first: usize, out: &mut [f32]) {
     let k = right.columns;
@@ -92,32 +99,35 @@ mod x86 {
     const AHEAD: usize = 2048;
 
     /// The rows of a group; a short one reads its last row again.
+    #[inline]
     fn group(right: Right, first: usize, count: usize) -> [*const u8; ROWS] {
-        let mut rows = [right.row(first).as_ptr(); ROWS];
-        for row in 1..ROWS {
-            rows[row] = right.row(first + row.min(count - 1)).as_ptr();
+        let (start, last) = (right.row(first), right.row(first + count - 1).as_ptr());
+        let mut rows = [last; ROWS];
+        for row in 0..count - 1 {
+            rows[row] =
+                if right.order.is_none() { start.as_ptr().wrapping_add(row * start.len()) } else { right.row(first + row).as_ptr() };
         }
         rows
     }
 
-    fn store<const M: usize>(sums: &[[f32; M]; ROWS], out: &mut [f32], (m, start): (usize, usize)) {
-        for (row, out) in out.chunks_exact_mut(m).enumerate() {
-            out[start..start + M].copy_from_slice(&sums[row]);
-        }
-    }
-
-    /// The matrix's f32 or f16 rows from `first` on times M rows of x, written to columns `start .. start + M` of `out`, (rows, m).
+    /// The matrix's f32 or f16 rows from `first` on times M rows of x, written to rows `start .. start + M` of `out`, (m, rows).
     ///
     /// # Safety
     /// The processor has AVX-512 F, BW and VL; x holds M rows as long as the matrix's.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     pub unsafe fn rows<const M: usize>(x: &[f32], right: Right, first: usize, out: &mut [f32], (m, start): (usize, usize)) {
-        let k = right.columns;
-        assert!(x.len() >= M * k);
-        for (index, out) in out.chunks_mut(ROWS * m).enumerate() {
-            let rows = group(right, first + index * ROWS, out.len() / m);
+        let (k, columns) = (right.columns, out.len() / m);
+        assert!(x.len() >= M * k && start + M <= m);
+        for index in (0..columns).step_by(ROWS) {
+            let count = ROWS.min(columns - index);
+            let rows = group(right, first + index, count);
             // SAFETY: the caller's promises.
-            let sums = unsafe { if right.format == Format::F32 { f32_rows(rows, x, k) } else { f16_rows(rows, x, k) } };
-            store::<M>(&sums, out, (m, start));
+            let sums = unsafe { if right.format == Format::F32 { f32_rows::<M>(rows, x, k) } else { f16_rows::<M>(rows, x, k) } };
+            let stored = ((1u32 << count) - 1) as u8;
+            for i in 0..M {
+                // SAFETY: masked to the output's columns.
+                unsafe { _mm_mask_storeu_ps(out.as_mut_ptr().add((start + i) * columns + index), stored, sums[i]) };
+            }
         }
     }
 
@@ -129,7 +139,8 @@ mod x86 {
     pub unsafe fn bf16_rows<const M: usize>(x: &[f32], right: Right, first: usize, out: &mut [f32], (m, start): (usize, usize)) {
         let (k, length) = (right.columns, right.columns.next_multiple_of(GROUP));
         assert!(x.len() >= M * length);
-        for (index, out) in out.chunks_exact_mut(m).enumerate() {
+        let columns = out.len() / m;
+        for index in 0..columns {
             let row = right.row(first + index).as_ptr();
             let mut sums = [[_mm512_setzero_ps(); 2]; M];
             let whole = k / GROUP * GROUP;
@@ -152,15 +163,29 @@ mod x86 {
                 p += GROUP;
             }
             for m in 0..M {
-                out[start + m] = _mm512_reduce_add_ps(_mm512_add_ps(sums[m][0], sums[m][1]));
+                out[(start + m) * columns + index] = _mm512_reduce_add_ps(_mm512_add_ps(sums[m][0], sums[m][1]));
             }
         }
+    }
+
+    /// The sums over four registers' lanes: they are halved together.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vl")]
+    fn totals_of([a, b, c, d]: [__m512; ROWS]) -> __m128 {
+        let pairs = |x, y| _mm512_add_ps(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y));
+        let (ab, cd) = (_mm512_castps_pd(pairs(a, b)), _mm512_castps_pd(pairs(c, d)));
+        // in each quarter one sum of a, b, c and d
+        let all = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+        let upper = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(all)));
+        let half = _mm256_add_ps(_mm512_castps512_ps256(all), upper);
+        _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half))
     }
 
     macro_rules! kernel {
         ($name:ident, $bytes:literal, $whole:expr, $part:expr) => {
             #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-            unsafe fn $name<const M: usize>(rows: [*const u8; ROWS], x: &[f32], k: usize) -> [[f32; M]; ROWS] {
+            #[inline]
+            unsafe fn $name<const M: usize>(rows: [*const u8; ROWS], x: &[f32], k: usize) -> [__m128; M] {
                 let mut sums = [[_mm512_setzero_ps(); M]; ROWS];
                 let whole = k / LANES * LANES;
                 let mut p = 0;
@@ -194,11 +219,9 @@ mod x86 {
                         }
                     }
                 }
-                let mut totals = [[0.0; M]; ROWS];
-                for r in 0..ROWS {
-                    for m in 0..M {
-                        totals[r][m] = _mm512_reduce_add_ps(sums[r][m]);
-                    }
+                let mut totals = [_mm_setzero_ps(); M];
+                for m in 0..M {
+                    totals[m] = totals_of([sums[0][m], sums[1][m], sums[2][m], sums[3][m]]);
                 }
                 totals
             }

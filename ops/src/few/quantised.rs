@@ -94,7 +94,7 @@ impl Activations {
     }
 }
 
-/// Products of the rows from `first` on with the activations; out: (rows, m).
+/// Products of the activations with the rows from `first` on; out: (m, rows).
 #[cfg(target_arch = "x86_64")]
 pub fn rows(x: &Activations, right: Right, first: usize, out: &mut [f32]) {
     assert!(right.format == x.format && right.columns == x.k);
@@ -162,16 +162,20 @@ mod x86 {
         }
     }
 
-    /// The matrix's rows from `first` on times M rows of x, written to columns `start .. start + M` of `out`, (rows, m).
+    /// The matrix's rows from `first` on times M rows of x, written to rows `start .. start + M` of `out`, (m, rows).
     ///
     /// # Safety
     /// The processor has AVX-512 F, BW, VL and VNNI; the rows of x are made for the matrix's format and as long as its own.
     pub unsafe fn rows<const M: usize>(x: [Row; M], right: Right, first: usize, out: &mut [f32], (m, start): (usize, usize)) {
+        let columns = out.len() / m;
         macro_rules! each {
             ($row:ident) => {
-                for (index, out) in out.chunks_exact_mut(m).enumerate() {
+                for index in 0..columns {
                     // SAFETY: the caller's promise.
-                    out[start..start + M].copy_from_slice(&unsafe { $row(x, right.row(first + index)) });
+                    let sums = unsafe { $row(x, right.row(first + index)) };
+                    for i in 0..M {
+                        out[(start + i) * columns + index] = sums[i];
+                    }
                 }
             };
         }

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use crate::Result;
 
-use super::layer::PROJECTIONS;
+use super::layer;
 
 /// Keys and values (sequence, head, position, channel), where those that came first lie.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ pub struct KvCache {
 }
 
 /// What DoRA needs of each projection of each layer: adapters do not change while texts are written.
-pub(super) type Factors = Arc<Vec<[FixedFactor; PROJECTIONS.len()]>>;
+pub(super) type Factors = Arc<Vec<layer::Factors>>;
 
 impl KvCache {
     /// Room for `sequences` sequences of `capacity` tokens, H' key-value heads of `width`.
@@ -116,24 +116,22 @@ impl KvCache {
         Ok(())
     }
 
-    /// Writes keys and values (B, H', L, D) of the next L positions and attends causally: q (B, H, L, D) -> (B, H, L, D). No gradient.
+    /// Writes keys and values (B, H', L, D) of the next L positions and attends causally, the last ones asking: q (B, H, Q, D) -> (B, H, Q, D).
+    /// No gradient.
     pub fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<Tensor> {
-        let new = q.dim(2)?;
+        let (asked, new) = (q.dim(2)?, k.dim(2)?);
         self.write(layer, k, v)?;
-        let causal = Attention { causal: new > 1, ..Attention::full(scale) };
-        if self.length == 0 && new > 1 {
+        // the last query is at the last key: causal without a mask of its own
+        let causal = Attention { causal: asked > 1, ..Attention::full(scale) };
+        if self.length == 0 && new > 1 && asked > 1 {
             return Ok(ops::attention(q, k, v, &causal)?);
         }
         if let LayerCache::Tensors { keys, values } = &self.layers[layer] {
-            // the last query is at the last key: causal without a mask of its own
             let read = |store: &Tensor| store.narrow(2, 0, self.length + new);
             return Ok(ops::attention(q, &read(keys)?, &read(values)?, &causal)?);
         }
         let (heads, shared) = (q.dim(1)?, q.dim(1)? / self.heads);
-        attend_rows(q, scale, |row| {
-            let (sequence, head, position) = (row / (heads * new), row / new % heads, row % new);
-            self.seen(layer, sequence * self.heads + head / shared, self.length + position + 1)
-        })
+        attend_parts(q, &[asked], scale, |head, _| self.seen(layer, head / heads * self.heads + head % heads / shared, self.length + new))
     }
 
     /// The first `count` keys and values of a head of a sequence.
@@ -202,18 +200,16 @@ pub(super) fn attend_runs(runs: &mut [Run], layer: usize, [q, k, v]: [&Tensor; 3
         return attend_apart(runs, layer, [q, k, v], scale);
     }
     let mut start = 0;
-    // text and position of each row
-    let mut places = Vec::new();
-    for (text, run) in runs.iter_mut().enumerate() {
+    for run in runs.iter_mut() {
         let own = |all: &Tensor| all.narrow(2, start, run.rows);
         run.cache.write(layer, &own(k)?, &own(v)?)?;
-        places.extend((0..run.rows).map(|row| (text, run.cache.length + row)));
         start += run.rows;
     }
     let (runs, shared) = (&*runs, q.dim(1)? / k.dim(1)?);
-    attend_rows(q, scale, |row| {
-        let (text, position) = places[row % places.len()];
-        runs[text].cache.seen(layer, row / places.len() / shared, position + 1)
+    let rows: Vec<usize> = runs.iter().map(|run| run.rows).collect();
+    attend_parts(q, &rows, scale, |head, text| {
+        let run = &runs[text];
+        run.cache.seen(layer, head / shared, run.cache.length + run.rows)
     })
 }
 
@@ -228,16 +224,41 @@ fn attend_apart(runs: &mut [Run], layer: usize, [q, k, v]: [&Tensor; 3], scale: 
     Ok(Tensor::cat(&parts, 2)?)
 }
 
-/// Softmax attention of each query over the keys and values that `seen` gives for its row. q: (B, H, L, D) -> (B, H, L, D).
-fn attend_rows<'a>(q: &Tensor, scale: f64, seen: impl Fn(usize) -> [&'a [f32]; 2] + Sync) -> Result<Tensor> {
-    let width = q.dim(3)?;
+/// Rows of one head in one piece of work, at most: those of a prompt's end are many.
+const PIECE: usize = 32;
+
+/// Products of a query's channel and a key's below which one core is faster than two.
+const PARALLEL_FROM: usize = 1 << 16;
+
+/// Softmax attention of parts of each head's queries, `rows` long, each over the keys and values that `seen` gives for its head (counted through all
+/// sequences) and its place: all of them for its last query, one fewer for each before. q: (B, H, L, D) -> (B, H, L, D).
+fn attend_parts<'a>(q: &Tensor, rows: &[usize], scale: f64, seen: impl Fn(usize, usize) -> [&'a [f32]; 2] + Sync) -> Result<Tensor> {
+    let (length, width) = (q.dim(2)?, q.dim(3)?);
     let queries: Vec<f32> = host_values(&q.detach())?;
     let mut out = vec![0f32; queries.len()];
-    let work = |(row, (out, query)): (usize, (&mut [f32], &[f32]))| {
-        let [keys, values] = seen(row);
-        ops::attend_one(query, keys, values, scale as f32, out);
+    let mut pieces = Vec::new();
+    for (head, (mut out, mut queries)) in out.chunks_exact_mut(length * width).zip(queries.chunks_exact(length * width)).enumerate() {
+        for (part, &rows) in rows.iter().enumerate() {
+            for first in (0..rows).step_by(PIECE) {
+                let count = PIECE.min(rows - first);
+                let (own, rest) = std::mem::take(&mut out).split_at_mut(count * width);
+                pieces.push((head, part, rows - first - count, &queries[..count * width], own));
+                (out, queries) = (rest, &queries[count * width..]);
+            }
+        }
+    }
+    let work = |(head, part, after, queries, out): (usize, usize, usize, &[f32], &mut [f32])| {
+        // what the rows after it see beside
+        let [keys, values] = seen(head, part).map(|seen| &seen[..seen.len() - after * width]);
+        ops::attend_few(queries, keys, values, width, scale as f32, out);
     };
-    out.par_chunks_exact_mut(width).zip(queries.par_chunks_exact(width)).enumerate().with_min_len(8).for_each(work);
+    let products =
+        |&(head, part, _, queries, _): &(usize, usize, usize, &[f32], &mut [f32])| queries.len() / width * seen(head, part)[0].len();
+    if pieces.iter().map(products).sum::<usize>() < PARALLEL_FROM {
+        pieces.into_iter().for_each(work);
+    } else {
+        pieces.into_par_iter().for_each(work);
+    }
     Ok(Tensor::from_vec(out, q.shape(), &Device::Cpu)?)
 }
 

@@ -22,6 +22,9 @@ const GATE: usize = 4;
 const UP: usize = 5;
 const DOWN: usize = 6;
 
+/// What DoRA needs of each projection.
+pub(super) type Factors = [FixedFactor; PROJECTIONS.len()];
+
 #[derive(Debug, Clone)]
 pub(super) struct Layer {
     pub(super) input_norm: Tensor,
@@ -122,39 +125,58 @@ impl Layer {
         self.matrix(which).filter(|matrix| matrix.in_place()).map(Matrix::for_reading)
     }
 
+    /// What some projections with their adapters make of x, without gradients.
+    fn project_detached<const N: usize>(&self, which: [usize; N], x: &Tensor, factors: &Factors) -> Result<[Tensor; N]> {
+        if which.iter().all(|&which| self.projections[which].is_in_place()) {
+            return Ok(ops::adapted_products(x, self.in_place(which, x, None))?);
+        }
+        let plain = |which: usize| self.projections[which].forward_detached(x, &factors[which]);
+        let matrices: Vec<Matrix> = which.iter().filter_map(|&which| self.reading(which)).collect();
+        let ys = match <[Matrix; N]>::try_from(matrices) {
+            Ok(matrices) => {
+                let ys = Matrix::forward_each(matrices.each_ref(), x)?.into_iter().zip(which);
+                ys.map(|(y, which)| self.projections[which].adapt_detached(y, x, &factors[which]))
+                    .collect::<candle_core::Result<Vec<_>>>()?
+            }
+            Err(_) => which.iter().map(|&which| plain(which)).collect::<candle_core::Result<Vec<_>>>()?,
+        };
+        Ok(ys.try_into().expect("there is one of each projection"))
+    }
+
+    /// Without gradients. `last`: of the last position alone, (B, 1, D); keys and values are those of all.
     pub(super) fn forward_detached(
         &self,
         x: &Tensor,
         config: &LlamaConfig,
         [cos, sin]: &[Tensor; 2],
-        factors: &[FixedFactor; PROJECTIONS.len()],
+        (factors, last): (&Factors, bool),
         attend: &mut dyn FnMut([&Tensor; 3], f64) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let adapt = |which: usize, y: Tensor, x: &Tensor| self.projections[which].adapt_detached(y, x, &factors[which]);
-        let project = |which: usize, x: &Tensor| match self.reading(which) {
-            Some(matrix) => adapt(which, matrix.forward(x)?, x),
-            None => self.projections[which].forward_detached(x, &factors[which]),
-        };
         let normed = ops::rms_norm(x, &self.input_norm.detach(), config.rms_norm_eps)?;
-        let [q, k, v] = match [Q, K, V].map(|which| self.reading(which)) {
-            [Some(q), Some(k), Some(v)] => {
-                let [q, k, v] = Matrix::forward_each([&q, &k, &v], &normed)?;
-                [adapt(Q, q, &normed)?, adapt(K, k, &normed)?, adapt(V, v, &normed)?]
+        let skipped = if last { x.dim(1)?.saturating_sub(1) } else { 0 };
+        let asked = |x: &Tensor, axis: usize| x.narrow(axis, skipped, x.dim(axis)? - skipped)?.contiguous();
+        let [q, k, v] = match skipped {
+            0 => self.project_detached([Q, K, V], &normed, factors)?,
+            _ => {
+                let ([q], [k, v]) =
+                    (self.project_detached([Q], &asked(&normed, 1)?, factors)?, self.project_detached([K, V], &normed, factors)?);
+                [q, k, v]
             }
-            _ => [project(Q, &normed)?, project(K, &normed)?, project(V, &normed)?],
         };
-        let q = ops::rope(&split(&q, config.num_attention_heads)?, cos, sin)?;
+        let q = ops::rope(&split(&q, config.num_attention_heads)?, &asked(cos, 0)?, &asked(sin, 0)?)?;
         let k = ops::rope(&split(&k, config.kv_heads())?, cos, sin)?;
         let v = split(&v, config.kv_heads())?;
         let mixed = join(&attend([&q, &k, &v], 1.0 / (config.head_width() as f64).sqrt())?)?;
-        let x = (x + project(O, &mixed)?)?;
+        let [out] = self.project_detached([O], &mixed, factors)?;
+        let x = (asked(x, 1)? + out)?;
         if self.feeds_in_place() {
             let projections = self.in_place([GATE, UP, DOWN], &x, None).map(AdaptedMatrix::for_reading);
             return Ok(ops::gated_feed_forward(&x, &self.post_norm, config.rms_norm_eps, projections)?);
         }
         let normed = ops::rms_norm(&x, &self.post_norm.detach(), config.rms_norm_eps)?;
-        let hidden = ops::swiglu(&project(GATE, &normed)?, &project(UP, &normed)?)?;
-        Ok((&x + project(DOWN, &hidden)?)?.detach())
+        let [gate, up] = self.project_detached([GATE, UP], &normed, factors)?;
+        let [down] = self.project_detached([DOWN], &ops::swiglu(&gate, &up)?, factors)?;
+        Ok((&x + down)?.detach())
     }
 }
 

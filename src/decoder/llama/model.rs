@@ -1,6 +1,6 @@
 //! The network.
 
-use candle_core::{D, DType, Device, Module, Tensor};
+use candle_core::{DType, Device, Module, Tensor};
 use ctscribe_lora::BaseLinear;
 use ctscribe_ops::{self as ops, transfers};
 use rand_chacha::ChaCha8Rng;
@@ -134,12 +134,21 @@ impl Llama {
 
     /// embeddings: (B, L, D) that follow what the cache holds -> (B, L, D) after the last norm; no gradient is kept.
     pub fn forward_cached(&self, embeddings: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
+        self.read(embeddings, cache, false)
+    }
+
+    /// As [`Self::forward_cached`], of the last position alone: -> (B, D). The last layer computes nothing else but keys and values.
+    pub fn read_to_last(&self, embeddings: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
+        Ok(self.read(embeddings, cache, true)?.squeeze(1)?)
+    }
+
+    fn read(&self, embeddings: &Tensor, cache: &mut KvCache, last: bool) -> Result<Tensor> {
         let (start, length) = (cache.length(), embeddings.dim(1)?);
         self.check_length(start + length)?;
         let tables = [self.cos.narrow(0, start, length)?, self.sin.narrow(0, start, length)?];
         let factors = cache.factors();
-        let hidden =
-            self.forward_detached(embeddings, &tables, &factors, &mut |layer, [q, k, v], scale| cache.attend(layer, q, k, v, scale))?;
+        let attend = &mut |layer, [q, k, v]: [&Tensor; 3], scale| cache.attend(layer, q, k, v, scale);
+        let hidden = self.forward_detached(embeddings, &tables, (&factors, last), attend)?;
         cache.advance(length);
         Ok(hidden)
     }
@@ -157,19 +166,21 @@ impl Llama {
         let places = transfers::upload(places, count, self.device())?;
         let tables = [self.cos.index_select(&places, 0)?, self.sin.index_select(&places, 0)?];
         let factors = runs.first().map(|run| run.cache.factors()).unwrap_or_default();
-        let hidden = self.forward_detached(&embeddings.unsqueeze(0)?, &tables, &factors, &mut |layer, qkv, scale| {
+        let hidden = self.forward_detached(&embeddings.unsqueeze(0)?, &tables, (&factors, false), &mut |layer, qkv, scale| {
             attend_runs(runs, layer, qkv, scale)
         })?;
         runs.iter_mut().for_each(|run| run.cache.advance(run.rows));
         Ok(hidden.squeeze(0)?)
     }
 
-    /// x: (B, L, D), rotated by `tables` (cosines and sines, (L, D/2) each); `attend`: layer; q, k, v; scale.
-    fn forward_detached(&self, x: &Tensor, tables: &[Tensor; 2], factors: &Factors, attend: &mut Attend) -> Result<Tensor> {
+    /// x: (B, L, D), rotated by `tables` (cosines and sines, (L, D/2) each); `last`: of the last position alone, (B, 1, D); `attend`: layer; q, k, v;
+    /// scale.
+    fn forward_detached(&self, x: &Tensor, tables: &[Tensor; 2], (factors, last): (&Factors, bool), attend: &mut Attend) -> Result<Tensor> {
         let mut x = x.detach();
         for (index, layer) in self.layers.iter().enumerate() {
             let mut attend = |qkv: [&Tensor; 3], scale: f64| attend(index, qkv, scale);
-            x = layer.forward_detached(&x, &self.config, tables, &factors[index], &mut attend)?;
+            let last = last && index + 1 == self.layers.len();
+            x = layer.forward_detached(&x, &self.config, tables, (&factors[index], last), &mut attend)?;
         }
         Ok(ops::rms_norm(&x, &self.norm.detach(), self.config.rms_norm_eps)?)
     }
@@ -204,10 +215,4 @@ impl Llama {
         }
         Ok(())
     }
-}
-
-/// The last position of each sequence. hidden: (B, L, D) -> (B, D).
-pub(super) fn last_position(hidden: &Tensor) -> Result<Tensor> {
-    let length = hidden.dim(1)?;
-    Ok(hidden.narrow(1, length - 1, 1)?.squeeze(1)?.contiguous()?.reshape((hidden.dim(0)?, hidden.dim(D::Minus1)?))?)
 }

@@ -6,7 +6,7 @@ use crate::decoder::step::NextToken;
 use crate::{Error, Result};
 
 use super::cache::KvCache;
-use super::model::{Llama, last_position};
+use super::model::Llama;
 
 /// n sequences that begin with embeddings (prompt and visual tokens) and go on with ids.
 #[derive(Debug)]
@@ -41,8 +41,8 @@ impl NextToken for LlamaPrompt<'_> {
             (Some(only), None) | (None, Some(only)) => only,
             (None, None) => return Err(Error::Invalid("there is nothing to read: no prefix and no id".to_string())),
         };
-        let hidden = self.model.forward_cached(&input, &mut self.cache)?;
-        Ok(self.model.logits(&last_position(&hidden)?)?.detach())
+        let hidden = self.model.read_to_last(&input, &mut self.cache)?;
+        Ok(self.model.logits(&hidden)?.detach())
     }
 
     fn reorder(&mut self, order: &[usize]) -> Result<()> {

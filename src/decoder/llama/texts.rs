@@ -7,7 +7,7 @@ use crate::decoder::search::rows;
 use crate::{Error, Result};
 
 use super::cache::{Factors, KvCache, Run};
-use super::model::{Llama, last_position};
+use super::model::Llama;
 
 /// n texts that begin with embeddings (prompt and visual tokens) and go on with ids.
 #[derive(Debug)]
@@ -38,9 +38,9 @@ impl ReadRows for LlamaTexts<'_> {
         let fresh = || self.model.cache(1, self.capacity).with_factors(self.factors.clone());
         let mut cache = self.spare.pop().unwrap_or_else(fresh);
         cache.truncate(0);
-        let hidden = self.model.forward_cached(&self.prefixes.narrow(0, text, 1)?, &mut cache)?;
+        let hidden = self.model.read_to_last(&self.prefixes.narrow(0, text, 1)?, &mut cache)?;
         self.caches[text] = Some(cache);
-        rows(&self.model.logits(&last_position(&hidden)?)?).map(|mut rows| rows.swap_remove(0))
+        rows(&self.model.logits(&hidden)?).map(|mut rows| rows.swap_remove(0))
     }
 
     fn read(&mut self, runs: &[(usize, Vec<u32>)]) -> Result<Vec<Vec<f32>>> {

@@ -1,0 +1,114 @@
+//! Attention of a few queries over cached keys and values, for texts being written.
+
+use crate::few::inner_products;
+use crate::simd::vectorised;
+use crate::softmax::softmax_row;
+
+/// Queries whose values are summed together.
+const TOGETHER: usize = 4;
+/// Channels whose sums stay in registers.
+const CHANNELS: usize = 32;
+
+/// Softmax attention of a text's last tokens over the rows of `keys` and `values` (M, D), written to `out` (R, D). queries: (R, D); the last one sees
+/// all M, each before it one fewer. A query's result depends on nothing but what it sees: it has the same bits whatever is attended to beside it.
+pub fn attend_few(queries: &[f32], keys: &[f32], values: &[f32], width: usize, scale: f32, out: &mut [f32]) {
+    let (rows, all) = (queries.len() / width, keys.len() / width);
+    assert!(rows <= all && values.len() == keys.len() && out.len() == queries.len(), "each query sees a key");
+    let mut weights = vec![0.0; rows * all];
+    inner_products(queries, keys, width, &mut weights);
+    weigh(&mut weights, scale, rows);
+    for first in (0..rows).step_by(TOGETHER) {
+        let some = first..rows.min(first + TOGETHER);
+        weighted_sums(
+            &weights[some.start * all..some.end * all],
+            all,
+            all + 1 + first - rows,
+            values,
+            &mut out[some.start * width..some.end * width],
+        );
+    }
+}
+
+vectorised! {
+    /// Softmax of each row of logits, scaled, over what it sees: weights (R, M).
+    fn weigh(weights: &mut [f32], scale: f32, rows: usize) {
+        let all = weights.len() / rows;
+        for (r, weights) in weights.chunks_exact_mut(all).enumerate() {
+            let seen = &mut weights[..all + 1 + r - rows];
+            seen.iter_mut().for_each(|weight| *weight *= scale);
+            softmax_row(seen);
+        }
+    }
+
+    /// out (R, D) = the values weighted by the rows of weights (R, all), at most [`TOGETHER`]: `seen` of them in row 0, one more in each row.
+    fn weighted_sums(weights: &[f32], all: usize, seen: usize, values: &[f32], out: &mut [f32]) {
+        match weights.len() / all {
+            1 => sums_of::<1>(weights, all, seen, values, out),
+            2 => sums_of::<2>(weights, all, seen, values, out),
+            3 => sums_of::<3>(weights, all, seen, values, out),
+            _ => sums_of::<TOGETHER>(weights, all, seen, values, out),
+        }
+    }
+}
+
+#[inline(always)]
+fn sums_of<const R: usize>(weights: &[f32], all: usize, seen: usize, values: &[f32], out: &mut [f32]) {
+    let width = values.len() / all;
+    for first in (0..width).step_by(CHANNELS) {
+        let channels = CHANNELS.min(width - first);
+        let mut sums = [[0.0; CHANNELS]; R];
+        if channels == CHANNELS {
+            for j in 0..seen {
+                let row: &[f32; CHANNELS] = values[j * width + first..][..CHANNELS].try_into().expect("the slice is so long");
+                for r in 0..R {
+                    let p = weights[r * all + j];
+                    for c in 0..CHANNELS {
+                        sums[r][c] = p.mul_add(row[c], sums[r][c]);
+                    }
+                }
+            }
+        }
+        // what only some see, and channels that fill no registers
+        for (r, sums) in sums.iter_mut().enumerate() {
+            for j in if channels == CHANNELS { seen } else { 0 }..seen + r {
+                let p = weights[r * all + j];
+                for (sum, &value) in sums.iter_mut().zip(&values[j * width + first..][..channels]) {
+                    *sum = p.mul_add(value, *sum);
+                }
+            }
+            out[r * width + first..][..channels].copy_from_slice(&sums[..channels]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(count: usize, seed: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5 - 1.0).collect()
+    }
+
+    #[test]
+    fn each_query_gets_what_softmax_attention_gives_in_f64_and_its_bits_alone() {
+        for (rows, m, d) in [(1, 1, 3), (1, 7, 32), (3, 3, 16), (2, 130, 48), (8, 33, 128), (5, 200, 80), (7, 40, 5)] {
+            let (queries, keys, values) = (noise(rows * d, 1), noise(m * d, 2), noise(m * d, 3));
+            let scale = 1.0 / (d as f64).sqrt();
+            let mut out = vec![f32::NAN; rows * d];
+            attend_few(&queries, &keys, &values, d, scale as f32, &mut out);
+            for (row, (query, out)) in queries.chunks_exact(d).zip(out.chunks_exact(d)).enumerate() {
+                let seen = m + 1 + row - rows;
+                let logit = |j: usize| scale * (0..d).map(|c| f64::from(query[c]) * f64::from(keys[j * d + c])).sum::<f64>();
+                let weights: Vec<f64> = (0..seen).map(|j| logit(j).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                for (c, found) in out.iter().enumerate() {
+                    let expected = (0..seen).map(|j| weights[j] / total * f64::from(values[j * d + c])).sum::<f64>();
+                    assert!((f64::from(*found) - expected).abs() < 1e-6, "{rows} {m} {d}: {found} for {expected}");
+                }
+                let mut alone = vec![f32::NAN; d];
+                attend_few(query, &keys[..seen * d], &values[..seen * d], d, scale as f32, &mut alone);
+                assert_eq!(alone, out, "{rows} {m} {d}, row {row}");
+            }
+        }
+    }
+}
