@@ -38,6 +38,9 @@ const GROUP: usize = 8;
 /// Pieces of work for each core, at least, so that none waits long for the other.
 const PIECES: usize = 4;
 
+/// Rows of one piece of work, at most: their sums are kept between two blocks of the inner axis.
+const PART_ROWS: usize = 4096;
+
 /// Words of a packed left factor that a thread keeps for its next one: fresh ones would be cleared first.
 const LEFT_KEPT: usize = 2 << 20;
 
@@ -213,10 +216,12 @@ unsafe fn run(level: Level, (m, k): (usize, usize), left: Left, rights: &[(Right
     }
 }
 
-/// First and last row of each part of `m` rows: one part where there are pieces of work enough for the threads, else as many as make them so.
+/// First and last row of each part of `m` rows: one part where there are pieces of work enough for the threads (and not too many rows), else as many
+/// as make them so.
 fn row_parts(m: usize, pieces: usize, threads: usize, tile: usize) -> impl Iterator<Item = (usize, usize)> {
     // a part packs its strips for itself: it has rows enough to be worth it
     let parts = if pieces < 2 * threads { (4 * threads / pieces.max(1)).min(m / (4 * tile)).max(1) } else { 1 };
+    let parts = parts.max(m.div_ceil(PART_ROWS));
     let rows = m.div_ceil(parts).next_multiple_of(tile);
     (0..m).step_by(rows.max(1)).map(move |first| (first, m.min(first + rows)))
 }
@@ -327,7 +332,7 @@ type Lines<'a> = (&'a mut Vec<u32>, &'a mut Vec<f32>);
 thread_local! {
     /// What the thread's last left factor was packed in.
     static LEFT: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
-    /// A thread's own, at most half a megabyte: fresh memory would be cleared for each product.
+    /// A thread's own: fresh memory would be cleared for each product. Strips take half a megabyte, sums eight at most.
     static SCRATCH: Cell<Scratch> = const { Cell::new(Scratch { strips: Vec::new(), lanes: Vec::new(), values: Vec::new(), sums: Vec::new() }) };
 }
 

@@ -114,8 +114,8 @@ pub struct Strip<'a> {
 /// Writes the product of the packed factors, `words` words long, to `place`; its rows are at most [`Level::rows`].
 ///
 /// # Safety
-/// The place's rows and columns must lie in memory that nothing else uses meanwhile, and what they are added to likewise. Pairs of bf16 need [`Level::Avx512Bf16`], halves
-/// [`Level::Avx512Half`] and a packed strip.
+/// The place's rows and columns must lie in memory that nothing else uses meanwhile, and what they are added to likewise. Pairs of bf16 need
+/// [`Level::Avx512Bf16`], halves [`Level::Avx512Half`] and a packed strip.
 pub unsafe fn multiply(packed: Words, left: &[u32], right: Strip, words: usize, place: Place) {
     let (Words { kind, level }, width) = (packed, packed.columns());
     let ends = if kind == Kind::Halves { place.rows } else { 0 };
@@ -124,7 +124,7 @@ pub unsafe fn multiply(packed: Words, left: &[u32], right: Strip, words: usize, 
     assert!(kind != Kind::Halves || (right.stride == WIDTH && level == Level::Avx512Half), "halves lie in packed strips");
     #[cfg(target_arch = "x86_64")]
     if level != Level::Plain {
-        let whole = right.stride == WIDTH || place.columns == width;
+        let whole = place.columns == width || right.stride == WIDTH && right.words.len() >= words * WIDTH;
         macro_rules! rows {
             ($($rows:literal)*) => {
                 match (place.rows, kind, place.columns > width / 2, whole) {
