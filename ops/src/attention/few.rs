@@ -1,5 +1,6 @@
 //! Attention of a few queries over cached keys and values, for texts being written.
 
+use super::kernel::Rows;
 use crate::few::inner_products;
 use crate::simd::vectorised;
 use crate::softmax::softmax_row;
@@ -21,9 +22,9 @@ pub fn attend_few(queries: &[f32], keys: &[f32], values: &[f32], width: usize, s
         let some = first..rows.min(first + TOGETHER);
         weighted_sums(
             &weights[some.start * all..some.end * all],
-            all,
+            some.len(),
             all + 1 + first - rows,
-            values,
+            Rows { values, stride: width },
             &mut out[some.start * width..some.end * width],
         );
     }
@@ -40,26 +41,27 @@ vectorised! {
         }
     }
 
-    /// out (R, D) = the values weighted by the rows of weights (R, all), at most [`TOGETHER`]: `seen` of them in row 0, one more in each row.
-    fn weighted_sums(weights: &[f32], all: usize, seen: usize, values: &[f32], out: &mut [f32]) {
-        match weights.len() / all {
-            1 => sums_of::<1>(weights, all, seen, values, out),
-            2 => sums_of::<2>(weights, all, seen, values, out),
-            3 => sums_of::<3>(weights, all, seen, values, out),
-            _ => sums_of::<TOGETHER>(weights, all, seen, values, out),
+    /// out (R, D) = the values weighted by the `rows` rows of weights (R, M), at most [`TOGETHER`]: `seen` of them in row 0, one more in each row.
+    pub fn weighted_sums(weights: &[f32], rows: usize, seen: usize, values: Rows, out: &mut [f32]) {
+        match rows {
+            1 => sums_of::<1>(weights, seen, values, out),
+            2 => sums_of::<2>(weights, seen, values, out),
+            3 => sums_of::<3>(weights, seen, values, out),
+            _ => sums_of::<TOGETHER>(weights, seen, values, out),
         }
     }
 }
 
 #[inline(always)]
-fn sums_of<const R: usize>(weights: &[f32], all: usize, seen: usize, values: &[f32], out: &mut [f32]) {
-    let width = values.len() / all;
+fn sums_of<const R: usize>(weights: &[f32], seen: usize, values: Rows, out: &mut [f32]) {
+    let (all, width) = (weights.len() / R, out.len() / R);
     for first in (0..width).step_by(CHANNELS) {
         let channels = CHANNELS.min(width - first);
         let mut sums = [[0.0; CHANNELS]; R];
         if channels == CHANNELS {
             for j in 0..seen {
-                let row: &[f32; CHANNELS] = values[j * width + first..][..CHANNELS].try_into().expect("the slice is so long");
+                let row: &[f32; CHANNELS] =
+                    values.values[j * values.stride + first..][..CHANNELS].try_into().expect("the slice is so long");
                 for r in 0..R {
                     let p = weights[r * all + j];
                     for c in 0..CHANNELS {
@@ -72,7 +74,7 @@ fn sums_of<const R: usize>(weights: &[f32], all: usize, seen: usize, values: &[f
         for (r, sums) in sums.iter_mut().enumerate() {
             for j in if channels == CHANNELS { seen } else { 0 }..seen + r {
                 let p = weights[r * all + j];
-                for (sum, &value) in sums.iter_mut().zip(&values[j * width + first..][..channels]) {
+                for (sum, &value) in sums.iter_mut().zip(&values.values[j * values.stride + first..][..channels]) {
                     *sum = p.mul_add(value, *sum);
                 }
             }

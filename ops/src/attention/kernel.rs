@@ -1,5 +1,6 @@
 //! Attention of one head on one core: blocks of queries against all keys they see, probabilities made anew in the backward pass.
 
+use super::few::weighted_sums;
 use crate::bands::Band;
 use crate::product::{Left, add_product, padded};
 use crate::simd::{dot, vectorised};
@@ -72,17 +73,6 @@ fn pack_turned(x: Rows, count: usize, d: usize) -> Vec<f32> {
     packed
 }
 
-/// Channels whose sums are made together.
-const CHANNELS: usize = 64;
-
-/// sums += p x, over the shorter of the two.
-#[inline(always)]
-fn add_times(p: f32, x: &[f32], sums: &mut [f32]) {
-    for (sum, &x) in sums.iter_mut().zip(x) {
-        *sum = p.mul_add(x, *sum);
-    }
-}
-
 vectorised! {
     /// Softmax over the keys that one query sees; 0 for the others; the mean of all `m` if it sees none, as a softmax of equal logits.
     fn normalise(row: &mut [f32], end: usize, m: usize, visible: &[bool], sees_nothing: bool) {
@@ -107,25 +97,9 @@ vectorised! {
     }
 
     /// Writes the inner products of one query with the first rows of `keys`, one for each value of `logits`.
-    pub fn inner_products(q: &[f32], keys: Rows, scale: f32, logits: &mut [f32]) {
+    fn inner_products(q: &[f32], keys: Rows, scale: f32, logits: &mut [f32]) {
         for (j, logit) in logits.iter_mut().enumerate() {
             *logit = scale * dot(q, &keys.values[j * keys.stride..][..q.len()]);
-        }
-    }
-
-    /// out = sum of p\[j\] times row j of `values`.
-    pub fn weighted_sum(p: &[f32], values: Rows, out: &mut [f32]) {
-        for (at, out) in out.chunks_mut(CHANNELS).enumerate() {
-            // sums of a size that the compiler knows stay in registers
-            let mut sums = [0.0; CHANNELS];
-            for (j, &p) in p.iter().enumerate() {
-                let row = &values.values[j * values.stride + at * CHANNELS..][..out.len()];
-                match <&[f32; CHANNELS]>::try_from(row) {
-                    Ok(row) => add_times(p, row, &mut sums),
-                    Err(_) => add_times(p, row, &mut sums),
-                }
-            }
-            out.copy_from_slice(&sums[..out.len()]);
         }
     }
 
@@ -202,7 +176,7 @@ impl Problem<'_> {
                 add(&mut p, &bias[row * self.m..][..self.m]);
             }
             normalise(&mut p, self.end(query), self.m, self.visible.unwrap_or(&[]), self.sees_nothing(query));
-            weighted_sum(&p, values, outs[head].row(query));
+            weighted_sums(&p, 1, self.m, values, outs[head].row(query));
         }
     }
 

@@ -130,7 +130,6 @@ impl Layer {
         if which.iter().all(|&which| self.projections[which].is_in_place()) {
             return Ok(ops::adapted_products(x, self.in_place(which, x, None))?);
         }
-        let plain = |which: usize| self.projections[which].forward_detached(x, &factors[which]);
         let matrices: Vec<Matrix> = which.iter().filter_map(|&which| self.reading(which)).collect();
         let ys = match <[Matrix; N]>::try_from(matrices) {
             Ok(matrices) => {
@@ -138,7 +137,10 @@ impl Layer {
                 ys.map(|(y, which)| self.projections[which].adapt_detached(y, x, &factors[which]))
                     .collect::<candle_core::Result<Vec<_>>>()?
             }
-            Err(_) => which.iter().map(|&which| plain(which)).collect::<candle_core::Result<Vec<_>>>()?,
+            Err(_) => which
+                .iter()
+                .map(|&which| self.projections[which].forward_detached(x, &factors[which]))
+                .collect::<candle_core::Result<Vec<_>>>()?,
         };
         Ok(ys.try_into().expect("there is one of each projection"))
     }

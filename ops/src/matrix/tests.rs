@@ -1,0 +1,109 @@
+use super::*;
+use candle_core::Var;
+
+fn noise(rows: usize, columns: usize) -> Tensor {
+    let values: Vec<f32> = (0..rows * columns).map(|i| ((i * 7919) % 2003) as f32 / 1001.5 - 1.0).collect();
+    Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap()
+}
+
+fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
+    (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
+}
+
+#[test]
+fn forward_and_gradient_equal_candles_and_the_weight_has_none() {
+    for rows in [3, 40] {
+        let (x, weight) = (Var::from_tensor(&noise(rows, 70)).unwrap(), Var::from_tensor(&noise(50, 70)).unwrap());
+        let matrix = Matrix::from_tensor(&weight).unwrap();
+        let y = matrix.forward(x.as_tensor()).unwrap();
+        assert!(largest_difference(&y.detach(), &x.as_detached_tensor().matmul(&weight.as_detached_tensor().t().unwrap()).unwrap()) < 1e-5);
+        let upstream = noise(rows, 50);
+        let store = (&y * &upstream).unwrap().sum_all().unwrap().backward().unwrap();
+        let expected = upstream.matmul(&weight.as_detached_tensor()).unwrap();
+        assert!(largest_difference(store.get(&x).unwrap(), &expected) < 1e-5);
+        assert!(store.get(&weight).is_none());
+    }
+}
+
+#[test]
+fn rows_are_looked_up_and_reordered_without_being_moved() {
+    let weight = noise(6, 8);
+    let order = [4, 2, 0, 5, 3, 1];
+    let matrix = Matrix::from_tensor(&weight.to_dtype(DType::BF16).unwrap()).unwrap();
+    let expected = weight.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
+    let expected = expected.index_select(&Tensor::new(&order, &Device::Cpu).unwrap(), 0).unwrap();
+    let matrix = matrix.reordered(order.to_vec()).unwrap();
+    assert_eq!(matrix.to_tensor().unwrap().to_vec2::<f32>().unwrap(), expected.to_vec2::<f32>().unwrap());
+    assert_eq!(matrix.rows(&[1, 1]).unwrap().to_vec2::<f32>().unwrap()[1], expected.to_vec2::<f32>().unwrap()[1]);
+    let exact = matrix.with_precision(Precision::F32);
+    for rows in [2, 20] {
+        let (x, grad) = (noise(rows, 8), noise(rows, 6));
+        assert!(largest_difference(&exact.forward(&x).unwrap(), &x.matmul(&expected.t().unwrap()).unwrap()) < 1e-5);
+        assert!(largest_difference(&exact.backward(&grad).unwrap(), &grad.matmul(&expected).unwrap()) < 1e-5);
+    }
+}
+
+#[test]
+fn a_copy_for_a_device_holds_the_rows_in_their_order_and_multiplies_alike() {
+    let (weight, order) = (noise(6, 8), [4, 2, 0, 5, 3, 1]);
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        let host = Matrix::from_tensor(&weight.to_dtype(dtype).unwrap()).unwrap().reordered(order.to_vec()).unwrap();
+        // a copy on the processor is made as one elsewhere is
+        let copy = host.copy_on(&Device::Cpu).unwrap();
+        let narrow = if dtype == DType::F32 { DType::F32 } else { DType::BF16 };
+        assert_eq!((copy.activation_dtype(), host.activation_dtype()), (narrow, DType::F32));
+        let expected = host.to_tensor().unwrap().to_dtype(narrow).unwrap().to_dtype(DType::F32).unwrap();
+        assert_eq!(copy.to_tensor().unwrap().to_vec2::<f32>().unwrap(), expected.to_vec2::<f32>().unwrap(), "{dtype:?}");
+        assert_eq!(copy.rows(&[3, 3, 0]).unwrap().to_vec2::<f32>().unwrap()[1], expected.to_vec2::<f32>().unwrap()[3]);
+        let (x, grad) = (noise(5, 8), noise(5, 6));
+        // a bf16 product rounds its factors and its result: 2^-8 each, of sums up to 8
+        let bound = if narrow == DType::F32 { 1e-5 } else { 3.0 * 8.0 / 256.0 };
+        assert!(largest_difference(&copy.forward(&x).unwrap(), &x.matmul(&expected.t().unwrap()).unwrap()) < bound);
+        assert!(largest_difference(&copy.backward(&grad).unwrap(), &grad.matmul(&expected).unwrap()) < bound);
+    }
+}
+
+#[test]
+fn quantised_rows_become_bf16_where_no_kernel_takes_them() {
+    use candle_core::quantized::{GgmlDType, QTensor};
+    let blocks = QTensor::quantize(&noise(6, 256), GgmlDType::Q4K).unwrap();
+    let bytes: Bytes = Arc::new(blocks.data().unwrap().into_owned());
+    let host = Matrix::new(bytes, 0..6 * 144, Format::Q4K, (6, 256)).unwrap();
+    let copy = host.copy_on(&Device::Cpu).unwrap();
+    assert_eq!(copy.format(), Format::Bf16);
+    let expected = host.to_tensor().unwrap().to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
+    assert_eq!(copy.to_tensor().unwrap().to_vec2::<f32>().unwrap(), expected.to_vec2::<f32>().unwrap());
+    assert!(copy.on(&Device::Cpu).is_err() && copy.reordered(vec![5, 4, 3, 2, 1, 0]).is_err());
+}
+
+#[test]
+fn only_reading_rounds_many_rows_to_8_bits() {
+    use candle_core::quantized::{GgmlDType, QTensor};
+    let (n, k) = (40, 512);
+    for (format, kind) in [(Format::Q8_0, GgmlDType::Q8_0), (Format::Q4K, GgmlDType::Q4K), (Format::Q6K, GgmlDType::Q6K)] {
+        let bytes: Bytes = Arc::new(QTensor::quantize(&noise(n, k), kind).unwrap().data().unwrap().into_owned());
+        let matrix = Matrix::new(bytes.clone(), 0..(*bytes).as_ref().len(), format, (n, k)).unwrap();
+        let x = Var::from_tensor(&noise(20, k)).unwrap();
+        // values are multiplied alike whatever they are read from
+        let values = Matrix::from_tensor(&matrix.to_tensor().unwrap()).unwrap().with_precision(Precision::Bf16);
+        let expected = values.forward(x.as_tensor()).unwrap().to_vec2::<f32>().unwrap();
+        for x in [x.as_tensor(), &x.as_detached_tensor()] {
+            assert_eq!(matrix.forward(x).unwrap().to_vec2::<f32>().unwrap(), expected, "{format}");
+        }
+        let reading = matrix.for_reading().forward(&x.as_detached_tensor()).unwrap();
+        // a step of 8 bits is 1/127 of the largest value, of 512 values with weights of up to 1
+        let distance = largest_difference(&reading, &matrix.with_precision(Precision::F32).forward(x.as_tensor()).unwrap().detach());
+        assert!(distance < 512f32.sqrt() / 127.0, "{format}: {distance}");
+        assert!(reading.to_vec2::<f32>().unwrap() != expected || !crate::few::quantised::available(), "{format}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_both_sizes() {
+    let bytes: Bytes = Arc::new(vec![0u8; 64]);
+    assert!(Matrix::new(bytes.clone(), 0..64, Format::F32, (4, 5)).unwrap_err().to_string().contains("80 bytes"));
+    let matrix = Matrix::new(bytes, 0..64, Format::F32, (4, 4)).unwrap();
+    assert!(matrix.rows(&[4]).is_err());
+    assert!(matrix.forward(&noise(2, 5)).is_err());
+    assert!(matrix.clone().reordered(vec![0, 1, 2, 2]).is_err());
+}
