@@ -123,7 +123,8 @@ fn few_rows(level: Level, m: usize, x: &[f32], rights: &[(Right, usize)]) -> Vec
     if m * rights.iter().map(|(right, n)| n * right.columns).sum::<usize>() < PARALLEL_FROM {
         pieces.iter().for_each(work);
     } else {
-        pieces.par_iter().for_each(work);
+        // piece by piece: of a thread's longer share nothing could be taken when another has ended
+        pieces.par_iter().with_max_len(1).for_each(work);
     }
     outs
 }

@@ -10,10 +10,11 @@ pub struct Activations {
     m: usize,
     k: usize,
     format: Format,
+    /// As they lie in x; of Q4_K, whose words hold runs 0 and 1 of 32 values, and 2 and 3, in the order of runs 0, 2, 1, 3.
     values: Vec<i8>,
     scales: Vec<f32>,
     /// What takes the weights' offsets and minima back. Q8_0 (offset 128): minus the offset times the sum of each four neighbours; Q6_K
-    /// (offset 32): minus the offset times the sum of each 16; Q4_K: the sum of each 32.
+    /// (offset 32): minus the offset times the sum of each 16; Q4_K: the sums of each 32 in 16 bits, two in a word.
     sums: Vec<i32>,
 }
 
@@ -79,16 +80,21 @@ impl Activations {
         let (mut scales, mut sums) = (vec![0.0; x.len() / block], vec![0; x.len() / neighbours]);
         round_blocks(x, block, &mut values, &mut scales);
         part_sums(&values, neighbours, factor, &mut sums);
+        if format == Format::Q4K {
+            // at most 32 times 127 each
+            sums = sums.chunks_exact(2).map(|pair| pair[0] & 0xffff | pair[1] << 16).collect();
+            values.chunks_exact_mut(4 * SPAN).for_each(|four| four[SPAN..3 * SPAN].rotate_left(SPAN));
+        }
         Activations { m: x.len() / k, k, format, values, scales, sums }
     }
 
     /// Row `row`, as pointers: a call or a check for each block would cost more than the block's products.
     #[cfg(target_arch = "x86_64")]
     fn row(&self, row: usize) -> x86::Row {
-        let (first, neighbours) = (row * self.k, offset(self.format).0);
+        let (first, sums) = (row * self.k, self.sums.len() / self.m);
         x86::Row {
             values: self.values[first..][..self.k].as_ptr(),
-            sums: self.sums[first / neighbours..][..self.k / neighbours].as_ptr(),
+            sums: self.sums[row * sums..][..sums].as_ptr(),
             scales: self.scales[first / self.format.block()..][..self.k / self.format.block()].as_ptr(),
         }
     }
@@ -264,10 +270,10 @@ mod x86 {
         (_mm256_cvtph_ps(unsafe { _mm_loadu_si128(scales.as_ptr().cast()) }), weights)
     }
 
-    /// The eight scales of a Q4_K block in 16 bits, and its eight minima in 32.
+    /// The eight scales of a Q4_K block and its eight minima, in 16 bits.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    fn q4_k_scales(block: *const u8) -> (__m128i, __m256i) {
+    fn q4_k_scales(block: *const u8) -> [__m128i; 2] {
         // bytes 0..4: low scales, 4..8: low minima, 8..12: low halves of the high ones; their high bits lie on top of the low ones
         // SAFETY: they follow the block's two halves.
         let [scales, minima, high] = unsafe { block.add(4).cast::<[u32; 3]>().read_unaligned() };
@@ -275,7 +281,7 @@ mod x86 {
         let top = |word: u32| word >> 6 & 0x0303_0303;
         let scales_8 = low(scales) | u64::from((high & 0x0f0f_0f0f) | top(scales) << 4) << 32;
         let minima_8 = low(minima) | u64::from((high >> 4 & 0x0f0f_0f0f) | top(minima) << 4) << 32;
-        (_mm_cvtepu8_epi16(_mm_cvtsi64_si128(scales_8 as i64)), _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(minima_8 as i64)))
+        [scales_8, minima_8].map(|bytes| _mm_cvtepu8_epi16(_mm_cvtsi64_si128(bytes as i64)))
     }
 
     /// 16 times number `a`, then 16 times number `b`, in 16 bits.
@@ -285,28 +291,20 @@ mod x86 {
         _mm512_mask_blend_epi32(0xff00, _mm512_set1_epi16(a as i16), _mm512_set1_epi16(b as i16))
     }
 
-    /// Two runs of 32 values of activations.
-    ///
-    /// # Safety
-    /// 32 values lie from each of them on.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    unsafe fn two_runs(a: *const i8, b: *const i8) -> __m512i {
-        // SAFETY: the caller's promise.
-        unsafe { _mm512_inserti64x4::<1>(_mm512_zextsi256_si512(_mm256_loadu_si256(a.cast())), _mm256_loadu_si256(b.cast())) }
-    }
-
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     fn q4_k<const M: usize>(x: [Row; M], row: &[u8]) -> [f32; M] {
-        let (mut sums, mut minima_sums) = ([_mm512_setzero_ps(); M], [_mm256_setzero_ps(); M]);
+        let mut sums = [_mm512_setzero_ps(); M];
         let nibble = _mm512_set1_epi8(15);
         for index in 0..row.len() / 144 {
             // SAFETY: a block has 144 bytes.
             let block = unsafe { row.as_ptr().add(index * 144) };
             ahead::<3>(block);
-            let (scale, minimum) = (half(block, 0), half(block, 2));
-            let (scales, minima) = q4_k_scales(block);
-            let scales = _mm512_zextsi128_si512(scales);
+            // SAFETY: a block begins with two halves.
+            let halves = _mm_cvtph_ps(_mm_cvtsi32_si128(unsafe { block.cast::<i32>().read_unaligned() }));
+            let (scale, minimum) =
+                (_mm512_broadcastss_ps(halves), _mm512_permutexvar_ps(_mm512_set1_epi32(1), _mm512_castps128_ps512(halves)));
+            let [scales, minima] = q4_k_scales(block);
+            let scales = _mm512_castsi128_si512(scales);
             let mut whole = [_mm512_setzero_si512(); M];
             for two in 0..2 {
                 // SAFETY: a block has four times 32 bytes from its 16th on: low halves for one run of 32 values, high ones for the next.
@@ -318,23 +316,23 @@ mod x86 {
                     // SAFETY: a block of activations has 256 values.
                     let (of_low, of_high) = unsafe {
                         let values = x[m].values.add(index * 256 + two * 128);
-                        (two_runs(values, values.add(64)), two_runs(values.add(32), values.add(96)))
+                        (_mm512_loadu_si512(values.cast()), _mm512_loadu_si512(values.add(64).cast()))
                     };
                     whole[m] = _mm512_dpwssd_epi32(whole[m], _mm512_maddubs_epi16(low, of_low), low_scales);
                     whole[m] = _mm512_dpwssd_epi32(whole[m], _mm512_maddubs_epi16(high, of_high), high_scales);
                 }
             }
             for m in 0..M {
-                // SAFETY: a block of activations has eight sums and a scale.
-                let (own, of_32) = unsafe { (*x[m].scales.add(index), _mm256_loadu_si256(x[m].sums.add(index * 8).cast())) };
-                sums[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole[m]), _mm512_set1_ps(scale * own), sums[m]);
-                let below = _mm256_mullo_epi32(minima, of_32);
-                minima_sums[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(below), _mm256_set1_ps(minimum * own), minima_sums[m]);
+                // SAFETY: a block of activations has eight sums in 16 bits and a scale.
+                let (own, of_32) = unsafe { (_mm512_set1_ps(*x[m].scales.add(index)), _mm_loadu_si128(x[m].sums.add(index * 4).cast())) };
+                let below = _mm_dpwssd_epi32(_mm_setzero_si128(), minima, of_32);
+                let below = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_zextsi128_si512(below)), minimum);
+                sums[m] = _mm512_fmadd_ps(_mm512_fmsub_ps(_mm512_cvtepi32_ps(whole[m]), scale, below), own, sums[m]);
             }
         }
         let mut out = [0.0; M];
         for m in 0..M {
-            out[m] = _mm512_reduce_add_ps(_mm512_sub_ps(sums[m], _mm512_zextps256_ps512(minima_sums[m])));
+            out[m] = _mm512_reduce_add_ps(sums[m]);
         }
         out
     }
