@@ -57,30 +57,36 @@ fn sums_of<const R: usize>(weights: &[f32], seen: usize, values: Rows, out: &mut
     let (all, width) = (weights.len() / R, out.len() / R);
     for first in (0..width).step_by(CHANNELS) {
         let channels = CHANNELS.min(width - first);
-        let mut sums = [[0.0; CHANNELS]; R];
-        if channels == CHANNELS {
-            for j in 0..seen {
-                let row: &[f32; CHANNELS] =
-                    values.values[j * values.stride + first..][..CHANNELS].try_into().expect("the slice is so long");
-                for r in 0..R {
-                    let p = weights[r * all + j];
-                    for c in 0..CHANNELS {
-                        sums[r][c] = p.mul_add(row[c], sums[r][c]);
-                    }
-                }
-            }
-        }
-        // what only some see, and channels that fill no registers
-        for (r, sums) in sums.iter_mut().enumerate() {
-            for j in if channels == CHANNELS { seen } else { 0 }..seen + r {
+        // all of a register's channels of the values that every row sees, and then one by one what is left
+        let together = if channels == CHANNELS { seen } else { 0 };
+        let sums = whole_sums::<R>(weights, together, values, first);
+        for (r, (sums, out)) in sums.iter().zip(out.chunks_exact_mut(width)).enumerate() {
+            let out = &mut out[first..][..channels];
+            out.copy_from_slice(&sums[..channels]);
+            for j in together..seen + r {
                 let p = weights[r * all + j];
-                for (sum, &value) in sums.iter_mut().zip(&values.values[j * values.stride + first..][..channels]) {
+                for (sum, &value) in out.iter_mut().zip(&values.values[j * values.stride + first..][..channels]) {
                     *sum = p.mul_add(value, *sum);
                 }
             }
-            out[r * width + first..][..channels].copy_from_slice(&sums[..channels]);
         }
     }
+}
+
+/// The first `seen` values' channels from `first` on, weighted. What else indexes the sums would keep them out of registers: they are given back whole.
+#[inline(always)]
+fn whole_sums<const R: usize>(weights: &[f32], seen: usize, values: Rows, first: usize) -> [[f32; CHANNELS]; R] {
+    let (all, mut sums) = (weights.len() / R, [[0.0; CHANNELS]; R]);
+    for j in 0..seen {
+        let row: &[f32; CHANNELS] = values.values[j * values.stride + first..][..CHANNELS].try_into().expect("the slice is so long");
+        for r in 0..R {
+            let p = weights[r * all + j];
+            for c in 0..CHANNELS {
+                sums[r][c] = p.mul_add(row[c], sums[r][c]);
+            }
+        }
+    }
+    sums
 }
 
 #[cfg(test)]
