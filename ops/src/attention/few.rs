@@ -2,6 +2,7 @@
 
 use super::kernel::Rows;
 use crate::few::inner_products;
+use crate::gemm::Level;
 use crate::simd::vectorised;
 use crate::softmax::softmax_row;
 
@@ -41,31 +42,13 @@ vectorised! {
         }
     }
 
-    /// out (R, D) = the values weighted by the `rows` rows of weights (R, M), at most [`TOGETHER`]: `seen` of them in row 0, one more in each row.
-    pub fn weighted_sums(weights: &[f32], rows: usize, seen: usize, values: Rows, out: &mut [f32]) {
-        match rows {
-            1 => sums_of::<1>(weights, seen, values, out),
-            2 => sums_of::<2>(weights, seen, values, out),
-            3 => sums_of::<3>(weights, seen, values, out),
-            _ => sums_of::<TOGETHER>(weights, seen, values, out),
-        }
-    }
-}
-
-#[inline(always)]
-fn sums_of<const R: usize>(weights: &[f32], seen: usize, values: Rows, out: &mut [f32]) {
-    let (all, width) = (weights.len() / R, out.len() / R);
-    for first in (0..width).step_by(CHANNELS) {
-        let channels = CHANNELS.min(width - first);
-        // all of a register's channels of the values that every row sees, and then one by one what is left
-        let together = if channels == CHANNELS { seen } else { 0 };
-        let sums = whole_sums::<R>(weights, together, values, first);
-        for (r, (sums, out)) in sums.iter().zip(out.chunks_exact_mut(width)).enumerate() {
-            let out = &mut out[first..][..channels];
-            out.copy_from_slice(&sums[..channels]);
-            for j in together..seen + r {
-                let p = weights[r * all + j];
-                for (sum, &value) in out.iter_mut().zip(&values.values[j * values.stride + first..][..channels]) {
+    /// As [`weighted_sums`], on any processor.
+    fn plain_sums(weights: &[f32], rows: usize, seen: usize, values: Rows, out: &mut [f32]) {
+        let (all, width) = (weights.len() / rows, out.len() / rows);
+        out.fill(0.0);
+        for (r, out) in out.chunks_exact_mut(width).enumerate() {
+            for (j, &p) in weights[r * all..][..seen + r].iter().enumerate() {
+                for (sum, &value) in out.iter_mut().zip(&values.values[j * values.stride..][..width]) {
                     *sum = p.mul_add(value, *sum);
                 }
             }
@@ -73,20 +56,71 @@ fn sums_of<const R: usize>(weights: &[f32], seen: usize, values: Rows, out: &mut
     }
 }
 
-/// The first `seen` values' channels from `first` on, weighted. What else indexes the sums would keep them out of registers: they are given back whole.
-#[inline(always)]
-fn whole_sums<const R: usize>(weights: &[f32], seen: usize, values: Rows, first: usize) -> [[f32; CHANNELS]; R] {
-    let (all, mut sums) = (weights.len() / R, [[0.0; CHANNELS]; R]);
-    for j in 0..seen {
-        let row: &[f32; CHANNELS] = values.values[j * values.stride + first..][..CHANNELS].try_into().expect("the slice is so long");
-        for r in 0..R {
-            let p = weights[r * all + j];
-            for c in 0..CHANNELS {
-                sums[r][c] = p.mul_add(row[c], sums[r][c]);
+/// out (R, D) = the values weighted by the `rows` rows of weights (R, M), at most [`TOGETHER`]: `seen` of them in row 0, one more in each row.
+pub fn weighted_sums(weights: &[f32], rows: usize, seen: usize, values: Rows, out: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if Level::best() != Level::Plain {
+        macro_rules! rows {
+            ($($rows:literal)*) => {
+                match rows {
+                    // SAFETY: the processor has 512-bit registers.
+                    $($rows => unsafe { x86::sums::<$rows>(weights, seen, values, out) },)*
+                    _ => unreachable!("1 to 4 rows are summed together"),
+                }
+            };
+        }
+        rows!(1 2 3 4);
+        return;
+    }
+    plain_sums(weights, rows, seen, values, out);
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    #![allow(clippy::needless_range_loop, reason = "closures have not these features")]
+
+    use std::arch::x86_64::*;
+
+    use super::{CHANNELS, Rows};
+    use crate::gemm::mask;
+
+    /// See [`super::weighted_sums`]: the sums of R rows' [`CHANNELS`] stay in registers.
+    ///
+    /// # Safety
+    /// The processor has 512-bit registers.
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn sums<const R: usize>(weights: &[f32], seen: usize, values: Rows, out: &mut [f32]) {
+        let (all, width) = (weights.len() / R, out.len() / R);
+        let last = seen + R - 1;
+        assert!(last <= all && (last == 0 || values.values.len() >= (last - 1) * values.stride + width));
+        for first in (0..width).step_by(CHANNELS) {
+            let masks = [mask(width - first, 0), mask(width - first, 1)];
+            let mut sums = [[_mm512_setzero_ps(); 2]; R];
+            for j in 0..last {
+                let row = values.values.as_ptr().wrapping_add(j * values.stride + first);
+                // row r sees r more than the first
+                for r in 0..R {
+                    if j < seen + r {
+                        // SAFETY: the lengths are checked above; loads are masked to the width.
+                        unsafe {
+                            let p = _mm512_set1_ps(*weights.get_unchecked(r * all + j));
+                            for half in 0..2 {
+                                let values = _mm512_maskz_loadu_ps(masks[half], row.wrapping_add(16 * half));
+                                sums[r][half] = _mm512_fmadd_ps(p, values, sums[r][half]);
+                            }
+                        }
+                    }
+                }
+            }
+            for r in 0..R {
+                for half in 0..2 {
+                    let place = out.as_mut_ptr().wrapping_add(r * width + first + 16 * half);
+                    // SAFETY: masked to the row's width.
+                    unsafe { _mm512_mask_storeu_ps(place, masks[half], sums[r][half]) };
+                }
             }
         }
     }
-    sums
 }
 
 #[cfg(test)]

@@ -120,11 +120,13 @@ fn few_rows(level: Level, m: usize, x: &[f32], rights: &[(Right, usize)]) -> Vec
         // SAFETY: the output has m rows of n, these columns are this piece's own.
         unsafe { piece.write(sums, m) };
     };
-    if m * rights.iter().map(|(right, n)| n * right.columns).sum::<usize>() < PARALLEL_FROM {
+    let products = m * rights.iter().map(|(right, n)| n * right.columns).sum::<usize>();
+    if products < PARALLEL_FROM {
         pieces.iter().for_each(work);
     } else {
-        // piece by piece: of a thread's longer share nothing could be taken when another has ended
-        pieces.par_iter().with_max_len(1).for_each(work);
+        // a few at a time, each worth taking: of a longer share nothing is left to take for a core that has ended
+        let at_a_time = pieces.len() * PARALLEL_FROM / products;
+        pieces.par_iter().with_max_len(at_a_time.max(1)).for_each(work);
     }
     outs
 }

@@ -25,6 +25,8 @@ pub struct DraftIndex {
     tokens: Vec<u32>,
     /// Positions in `tokens`, sorted by the [`DEPTH`] tokens that begin there.
     order: Vec<u32>,
+    /// Of each id, and of the one behind the last: places in `order` before its own. [`BETWEEN`]'s are the last ones.
+    starts: Vec<u32>,
     sha256: Option<String>,
 }
 
@@ -55,7 +57,7 @@ impl DraftIndex {
         let mut order: Vec<u32> = (0..tokens.len() as u32).collect();
         let beginning = |at: u32| &tokens[at as usize..][..DEPTH.min(tokens.len() - at as usize)];
         order.par_sort_unstable_by(|&a, &b| beginning(a).cmp(beginning(b)).then(a.cmp(&b)));
-        DraftIndex { tokens, order, sha256: None }
+        DraftIndex { starts: starts(&tokens), tokens, order, sha256: None }
     }
 
     /// Reads what [`Self::save`] wrote, for a tokenizer of `vocabulary` tokens.
@@ -72,7 +74,7 @@ impl DraftIndex {
         if order.len() != tokens.len() || order.iter().any(|&at| at as usize >= tokens.len()) {
             return Err(Error::field(path, "order", format!("expected an order of {} places, found {}", tokens.len(), order.len())));
         }
-        Ok(DraftIndex { tokens, order, sha256: Some(weights::sha256(path)?) })
+        Ok(DraftIndex { starts: starts(&tokens), tokens, order, sha256: Some(weights::sha256(path)?) })
     }
 
     /// Writes it as safetensors.
@@ -100,11 +102,24 @@ impl DraftIndex {
     /// Those of `places` where `token` comes next.
     pub(super) fn narrow(&self, places: Places, token: u32) -> Places {
         let Places { depth, start, end } = places;
+        if places == self.everywhere() {
+            return self.beginning_with(token);
+        }
         let order = &self.order[start..end];
         let next = |at: &u32| self.tokens.get(*at as usize + depth).copied();
         let first = order.partition_point(|at| next(at) < Some(token));
         let count = order[first..].partition_point(|at| next(at) == Some(token));
         Places { depth: depth + 1, start: start + first, end: start + first + count }
+    }
+
+    /// Those that begin with `token`.
+    fn beginning_with(&self, token: u32) -> Places {
+        let before = |id: usize| self.starts[id.min(self.starts.len() - 1)] as usize;
+        let [start, end] = match token {
+            BETWEEN => [before(usize::MAX), self.order.len()],
+            id => [before(id as usize), before(id as usize + 1)],
+        };
+        Places { depth: 1, start, end }
     }
 
     /// The tokens that come next at `places`, each with its number of times, by rising id; [`BETWEEN`] where a report ends.
@@ -120,6 +135,17 @@ impl DraftIndex {
         }
         found
     }
+}
+
+/// See [`DraftIndex::starts`].
+fn starts(tokens: &[u32]) -> Vec<u32> {
+    let ids = || tokens.iter().filter(|&&token| token != BETWEEN).map(|&token| token as usize);
+    let mut starts = vec![0; ids().max().map_or(0, |most| most + 1) + 1];
+    ids().for_each(|id| starts[id + 1] += 1);
+    for id in 1..starts.len() {
+        starts[id] += starts[id - 1];
+    }
+    starts
 }
 
 #[cfg(test)]
@@ -140,6 +166,8 @@ mod tests {
         assert_eq!(index.next(places(&index, &[7, 8])), [(BETWEEN, 2)]);
         assert_eq!(index.next(places(&index, &[BETWEEN])), [(5, 2), (6, 1)]);
         assert_eq!(places(&index, &[7, 6]).count(), 0);
+        assert_eq!([0, 4, 10, BETWEEN - 1].map(|absent| places(&index, &[absent]).count()), [0; 4]);
+        assert_eq!([5, 7, 9, BETWEEN].map(|token| places(&index, &[token]).count()), [2, 3, 1, 4]);
     }
 
     #[test]
