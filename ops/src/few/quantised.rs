@@ -138,7 +138,7 @@ mod x86 {
     use std::arch::x86_64::*;
 
     use crate::gemm::Right;
-    use crate::matrix::Format;
+    use crate::matrix::{Format, q4_k_scales};
 
     /// A row of activations: k values, their sums as the format wants them, a scale a block.
     #[derive(Clone, Copy)]
@@ -273,15 +273,10 @@ mod x86 {
     /// The eight scales of a Q4_K block and its eight minima, in 16 bits.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    fn q4_k_scales(block: *const u8) -> [__m128i; 2] {
-        // bytes 0..4: low scales, 4..8: low minima, 8..12: low halves of the high ones; their high bits lie on top of the low ones
+    fn q4_k_parts(block: *const u8) -> [__m128i; 2] {
         // SAFETY: they follow the block's two halves.
-        let [scales, minima, high] = unsafe { block.add(4).cast::<[u32; 3]>().read_unaligned() };
-        let low = |word: u32| u64::from(word & 0x3f3f_3f3f);
-        let top = |word: u32| word >> 6 & 0x0303_0303;
-        let scales_8 = low(scales) | u64::from((high & 0x0f0f_0f0f) | top(scales) << 4) << 32;
-        let minima_8 = low(minima) | u64::from((high >> 4 & 0x0f0f_0f0f) | top(minima) << 4) << 32;
-        [scales_8, minima_8].map(|bytes| _mm_cvtepu8_epi16(_mm_cvtsi64_si128(bytes as i64)))
+        let [scales, minima] = q4_k_scales(unsafe { block.add(4).cast::<[u32; 3]>().read_unaligned() });
+        [scales, minima].map(|bytes| _mm_cvtepu8_epi16(_mm_cvtsi64_si128(bytes as i64)))
     }
 
     /// 16 times number `a`, then 16 times number `b`, in 16 bits.
@@ -303,7 +298,7 @@ mod x86 {
             let halves = _mm_cvtph_ps(_mm_cvtsi32_si128(unsafe { block.cast::<i32>().read_unaligned() }));
             let (scale, minimum) =
                 (_mm512_broadcastss_ps(halves), _mm512_permutexvar_ps(_mm512_set1_epi32(1), _mm512_castps128_ps512(halves)));
-            let [scales, minima] = q4_k_scales(block);
+            let [scales, minima] = q4_k_parts(block);
             let scales = _mm512_castsi128_si512(scales);
             let mut whole = [_mm512_setzero_si512(); M];
             for two in 0..2 {

@@ -113,7 +113,7 @@ mod x86 {
             let mut strip = Vec::new();
             pieces.iter().for_each(|piece| work(&mut strip, piece));
         } else {
-            pieces.par_iter().with_max_len(1).for_each_init(Vec::new, work);
+            pieces.par_iter().for_each_init(Vec::new, work);
         }
         // SAFETY: the strips cover the columns of every output, and the first span writes all rows of each.
         outs.iter_mut().zip(rights).for_each(|(out, (_, n))| unsafe { out.set_len(m * n) });

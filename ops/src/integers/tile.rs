@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 
 use super::{Part, ROWS, SHIFT, SHIFT_BITS, WIDTH};
 use crate::gemm::{Place, Right, mask, turn_16};
-use crate::matrix::Format;
+use crate::matrix::{Format, q4_k_scales};
 
 /// A line of the cache: what a register takes in one read.
 #[derive(Clone, Copy, Default)]
@@ -188,15 +188,10 @@ unsafe fn q8_0(rows: [*const u8; 16], blocks: usize, strip: *mut __m512i) {
 /// A block lies there.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn q4_k_scales(block: *const u8) -> __m512i {
-    // bytes 0..4: low scales, 4..8: low minima, 8..12: low halves of the high ones; their high bits lie on top of the low ones
+unsafe fn q4_k_parts(block: *const u8) -> __m512i {
     // SAFETY: they follow the block's two halves.
-    let [scales, minima, high] = unsafe { block.add(4).cast::<[u32; 3]>().read_unaligned() };
-    let low = |word: u32| u64::from(word & 0x3f3f_3f3f);
-    let top = |word: u32| word >> 6 & 0x0303_0303;
-    let scales_8 = low(scales) | u64::from((high & 0x0f0f_0f0f) | top(scales) << 4) << 32;
-    let minima_8 = low(minima) | u64::from((high >> 4 & 0x0f0f_0f0f) | top(minima) << 4) << 32;
-    _mm512_cvtepu8_epi32(_mm_set_epi64x(minima_8 as i64, scales_8 as i64))
+    let [scales, minima] = q4_k_scales(unsafe { block.add(4).cast::<[u32; 3]>().read_unaligned() });
+    _mm512_cvtepu8_epi32(_mm_set_epi64x(minima as i64, scales as i64))
 }
 
 /// # Safety
@@ -224,7 +219,7 @@ unsafe fn q4_k(rows: [*const u8; 16], blocks: usize, strip: *mut __m512i) {
             }
             let mut scales = [_mm512_setzero_si512(); 16];
             for lane in 0..16 {
-                scales[lane] = q4_k_scales(rows[lane].add(index * 144));
+                scales[lane] = q4_k_parts(rows[lane].add(index * 144));
             }
             let scales = turn_16(scales);
             let (scale, minimum) = (halves(rows, index * 144), halves(rows, index * 144 + 2));

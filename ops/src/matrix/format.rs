@@ -139,7 +139,20 @@ pub fn half_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
-/// Scale and minimum of part `j` of a Q4_K block, 6 bits each of its bytes 4..16.
+/// The eight scales and the eight minima of a Q4_K block, a byte each, of the three words behind its two halves.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub fn q4_k_scales([scales, minima, high]: [u32; 3]) -> [u64; 2] {
+    // bytes 0..4: low scales, 4..8: low minima, 8..12: low halves of the high ones; their high bits lie on top of the low ones
+    let low = |word: u32| u64::from(word & 0x3f3f_3f3f);
+    let top = |word: u32| word >> 6 & 0x0303_0303;
+    [
+        low(scales) | u64::from((high & 0x0f0f_0f0f) | top(scales) << 4) << 32,
+        low(minima) | u64::from((high >> 4 & 0x0f0f_0f0f) | top(minima) << 4) << 32,
+    ]
+}
+
+/// Scale and minimum of part `j` alone of a Q4_K block, 6 bits each of its bytes 4..16.
 fn q4_k_scale(block: &[u8], j: usize) -> (u8, u8) {
     let packed = &block[4..16];
     if j < 4 {

@@ -10,6 +10,8 @@ use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, S
 use rayon::prelude::*;
 
 pub use format::Format;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use format::q4_k_scales;
 pub(crate) use format::{SPAN, widen, words};
 
 use crate::cpu::{Values, values};

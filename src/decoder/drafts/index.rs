@@ -102,7 +102,7 @@ impl DraftIndex {
     /// Those of `places` where `token` comes next.
     pub(super) fn narrow(&self, places: Places, token: u32) -> Places {
         let Places { depth, start, end } = places;
-        if places == self.everywhere() {
+        if depth == 0 {
             return self.beginning_with(token);
         }
         let order = &self.order[start..end];
