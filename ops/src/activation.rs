@@ -65,7 +65,7 @@ vectorised! {
         }
     }
 
-    fn gelu_gate(gate: &[f32], value: &[f32], y: &mut [f32]) {
+    pub(crate) fn gelu_gate(gate: &[f32], value: &[f32], y: &mut [f32]) {
         for ((y, &gate), &value) in y.iter_mut().zip(gate).zip(value) {
             *y = gate * normal_cdf(gate) * value;
         }

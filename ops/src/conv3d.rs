@@ -51,18 +51,79 @@ fn for_rows(t: usize, (depth, h, w, c): Size, front: usize, mut f: impl FnMut(us
     }
 }
 
-vectorised! {
-    /// Adds plane `t` of the cross-correlation of x, one batch element, to `out`. taps: (27, C).
-    fn add_plane(x: &[f32], t: usize, size: Size, taps: &[f32], front: usize, out: &mut [f32]) {
-        let c = size.3;
-        for_rows(t, size, front, |tap, output, input, n| {
-            let taps = &taps[tap * c..][..c];
-            for (out, x) in out[output..][..n].chunks_exact_mut(c).zip(x[input..][..n].chunks_exact(c)) {
-                for ((out, &x), &tap) in out.iter_mut().zip(x).zip(taps) {
-                    *out += x * tap;
+/// Channels, and positions of a row, whose sums stay in registers.
+const CHANNELS: usize = 16;
+const POSITIONS: usize = 8;
+
+/// Sums of `N` channels from `channel` on of the positions of a row from `first` on: over rows of positions, each with its first value and its
+/// first tap.
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "what a plane is made of")]
+fn sums_of<const N: usize>(
+    x: &[f32],
+    taps: &[f32],
+    bias: &[f32],
+    rows: &[(usize, usize)],
+    first: usize,
+    w: usize,
+    c: usize,
+    channel: usize,
+) -> [[f32; N]; POSITIONS] {
+    let block = |values: &[f32], at: usize| -> [f32; N] { *values[at + channel..].first_chunk().expect("the channels are there") };
+    let mut sums = [block(bias, 0); POSITIONS];
+    for &(row, tap) in rows {
+        let taps: [[f32; N]; 3] = [block(taps, tap), block(taps, tap + c), block(taps, tap + 2 * c)];
+        // by index, so that they are unrolled; a tap's positions begin one to the left of the output's
+        for from in 0..POSITIONS + 2 {
+            if (first + from).wrapping_sub(1) < w {
+                let x = block(x, row + (first + from - 1) * c);
+                for dw in 0..3 {
+                    if (dw..POSITIONS + dw).contains(&from) {
+                        for i in 0..N {
+                            sums[from - dw][i] = x[i].mul_add(taps[dw][i], sums[from - dw][i]);
+                        }
+                    }
                 }
             }
-        });
+        }
+    }
+    sums
+}
+
+vectorised! {
+    /// Writes plane `t` of the cross-correlation of x, one batch element, each position starting from `bias`. taps: (27, C).
+    fn write_plane(x: &[f32], t: usize, size: Size, taps: &[f32], bias: &[f32], front: usize, out: &mut [f32]) {
+        let (depth, h, w, c) = size;
+        for y in 0..h {
+            // rows of positions that rows of three taps connect: first value of each, and its first tap
+            let mut rows = [(0, 0); TAPS / 3];
+            let mut count = 0;
+            for (row, tap) in (0..TAPS).step_by(3).enumerate() {
+                let source = (t + row / 3).checked_sub(front).filter(|&source| source < depth);
+                let source_y = (y + row % 3).checked_sub(1).filter(|&source| source < h);
+                if let (Some(source), Some(source_y)) = (source, source_y) {
+                    rows[count] = ((source * h + source_y) * w * c, tap * c);
+                    count += 1;
+                }
+            }
+            for first in (0..w).step_by(POSITIONS) {
+                let mut channel = 0;
+                while channel + CHANNELS <= c {
+                    let sums = sums_of::<CHANNELS>(x, taps, bias, &rows[..count], first, w, c, channel);
+                    for (position, sums) in sums.iter().enumerate().take(w - first) {
+                        out[(y * w + first + position) * c + channel..][..CHANNELS].copy_from_slice(sums);
+                    }
+                    channel += CHANNELS;
+                }
+                while channel < c {
+                    let sums = sums_of::<1>(x, taps, bias, &rows[..count], first, w, c, channel);
+                    for (position, sums) in sums.iter().enumerate().take(w - first) {
+                        out[(y * w + first + position) * c + channel] = sums[0];
+                    }
+                    channel += 1;
+                }
+            }
+        }
     }
 
     /// Adds what plane `t` says of the taps' gradient, (27, C), to `dtaps`.
@@ -84,10 +145,7 @@ fn correlate(x: &[f32], size: Size, taps: &[f32], bias: &[f32], front: usize) ->
     let (depth, h, w, c) = size;
     let plane = h * w * c;
 
-    made_in_pieces(x.len(), plane.max(1), |i, y| {
-        y.chunks_exact_mut(c).for_each(|y| y.copy_from_slice(bias));
-        add_plane(&x[i / depth * depth * plane..], i % depth, size, taps, front, y);
-    })
+    made_in_pieces(x.len(), plane.max(1), |i, y| write_plane(&x[i / depth * depth * plane..], i % depth, size, taps, bias, front, y))
 }
 
 /// (rows, columns) as (columns, rows).

@@ -70,6 +70,15 @@ pub unsafe fn written<T>(count: usize, fill: impl FnOnce(&mut [MaybeUninit<T>]))
     values
 }
 
+/// Values as memory that is written to.
+///
+/// # Safety
+/// Nothing but values is written to it.
+pub unsafe fn rewritten<T: Copy>(values: &mut [T]) -> &mut [MaybeUninit<T>] {
+    // SAFETY: both have one layout, and values stay values: the caller's promise.
+    unsafe { &mut *(std::ptr::from_mut(values) as *mut [MaybeUninit<T>]) }
+}
+
 /// Zeros in fresh memory.
 pub fn cleared<T: Copy + Default>(out: &mut [MaybeUninit<T>]) -> &mut [T] {
     out.fill(MaybeUninit::new(T::default()));

@@ -101,7 +101,7 @@ pub fn values(compute: impl FnOnce() -> Result<Vec<f32>>) -> Result<Vec<f32>> {
     STATE.with_borrow_mut(|state| {
         let Some(State { run, precision }) = state else { return };
         let copy = match (&run, *precision) {
-            (Run::Taking(_), Precision::F32 | Precision::Int8) => return,
+            (Run::Taking(_), Precision::F32 | Precision::Int16 | Precision::Int8) => return,
             (_, precision) => round_to(precision, &mut values),
         };
         if let Run::Keeping(kept) = run {
@@ -114,7 +114,7 @@ pub fn values(compute: impl FnOnce() -> Result<Vec<f32>>) -> Result<Vec<f32>> {
 /// Rounds `values` to what is kept of them in `precision`, and gives it.
 pub fn round_to(precision: Precision, values: &mut [f32]) -> Values {
     match precision {
-        Precision::F32 | Precision::Int8 => Values::Whole(values.to_vec()),
+        Precision::F32 | Precision::Int16 | Precision::Int8 => Values::Whole(values.to_vec()),
         Precision::Bf16 => Values::Narrow(narrowed(values)),
     }
 }

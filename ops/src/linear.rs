@@ -9,17 +9,24 @@ use crate::gemm::{Left, Precision, Right, product};
 
 /// x W^T + b, with gradients to all three. x: (..., in), weight: (out, in), bias: (out) -> (..., out).
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    linear_in(Precision::F32, x, weight, bias)
+}
+
+/// As [`linear`], with its product and those of its gradients in `precision`, where the processor and the type have it.
+pub fn linear_in(precision: Precision, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let op = Linear { precision };
     match bias {
-        None if fused(&[x, weight]) => x.contiguous()?.apply_op2(&weight.contiguous()?, Linear),
-        Some(bias) if fused(&[x, weight, bias]) => x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Linear),
+        None if fused(&[x, weight]) => x.contiguous()?.apply_op2(&weight.contiguous()?, op),
+        Some(bias) if fused(&[x, weight, bias]) => x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op),
         _ => composed::linear(x, weight, bias),
     }
 }
 
-/// residual + x W^T, with gradients to all three. x: (..., in), weight: (out, in), residual: (..., out) -> (..., out).
-pub fn linear_residual(x: &Tensor, weight: &Tensor, residual: &Tensor) -> Result<Tensor> {
+/// residual + x W^T, with gradients to all three, and products in `precision` as for [`linear_in`]. x: (..., in), weight: (out, in),
+/// residual: (..., out) -> (..., out).
+pub fn linear_residual(precision: Precision, x: &Tensor, weight: &Tensor, residual: &Tensor) -> Result<Tensor> {
     if fused(&[x, weight, residual]) {
-        return x.contiguous()?.apply_op3(&weight.contiguous()?, &residual.contiguous()?, LinearResidual);
+        return x.contiguous()?.apply_op3(&weight.contiguous()?, &residual.contiguous()?, LinearResidual { precision });
     }
     composed::linear_residual(x, weight, residual)
 }
@@ -37,14 +44,19 @@ pub fn frozen_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resu
 }
 
 /// The product by our own kernels, then the bias in place.
-fn forward(x: (&CpuStorage, &Layout), weight: (&CpuStorage, &Layout), bias: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
+fn forward(
+    precision: Precision,
+    x: (&CpuStorage, &Layout),
+    weight: (&CpuStorage, &Layout),
+    bias: Option<&[f32]>,
+) -> Result<(CpuStorage, Shape)> {
     let (outputs, inputs) = weight.1.shape().dims2()?;
     let shape = output_shape(x.1.shape(), (outputs, inputs))?;
     if bias.is_some_and(|bias| bias.len() != outputs) {
         bail!("linear: the bias has not the weight's {outputs} outputs");
     }
     let weight = Right::values(values(weight.0, weight.1)?, inputs, true);
-    let mut y = rows_times(values(x.0, x.1)?, weight, (inputs, outputs), Precision::F32);
+    let mut y = rows_times(values(x.0, x.1)?, weight, (inputs, outputs), precision);
     if let Some(bias) = bias {
         add_bias(&mut y, bias);
     }
@@ -71,21 +83,21 @@ pub(crate) fn output_shape(x: &Shape, (outputs, inputs): (usize, usize)) -> Resu
 }
 
 /// dL/dx = g W, in x's shape.
-fn gradient_of_input(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<Tensor> {
+fn gradient_of_input(precision: Precision, x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<Tensor> {
     let ((outputs, inputs), grad) = (weight.dims2()?, grad.contiguous()?);
     let weight = Values::of(weight)?;
-    let dx = rows_times(&Values::of(&grad)?, Right::values(&weight, inputs, false), (outputs, inputs), Precision::F32);
+    let dx = rows_times(&Values::of(&grad)?, Right::values(&weight, inputs, false), (outputs, inputs), precision);
     Tensor::from_vec(dx, x.shape(), x.device())
 }
 
 /// dL/dW = g^T x.
-fn gradient_of_weight(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<Tensor> {
+fn gradient_of_weight(precision: Precision, x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<Tensor> {
     let ((outputs, inputs), grad) = (weight.dims2()?, grad.contiguous()?);
     let rows = grad.elem_count() / outputs.max(1);
     let x = x.contiguous()?;
     let (grad, x) = (Values::of(&grad)?, Values::of(&x)?);
     let left = Left { values: &grad, row: 1, column: outputs };
-    let dw = product((outputs, rows, inputs), left, Right::values(&x, inputs, false), Precision::F32);
+    let dw = product((outputs, rows, inputs), left, Right::values(&x, inputs, false), precision);
     Tensor::from_vec(dw, weight.shape(), weight.device())
 }
 
@@ -103,15 +115,17 @@ impl CustomOp1 for FrozenLinear {
         let (weight, weight_layout) = self.weight.storage_and_layout();
         let Storage::Cpu(weight) = &*weight else { bail!("frozen-linear: x is on the CPU, the weight is not") };
         let bias = self.bias.as_ref().map(Values::of).transpose()?;
-        forward((x, layout), (weight, weight_layout), bias.as_deref())
+        forward(Precision::F32, (x, layout), (weight, weight_layout), bias.as_deref())
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(gradient_of_input(x, &self.weight, grad)?))
+        Ok(Some(gradient_of_input(Precision::F32, x, &self.weight, grad)?))
     }
 }
 
-struct LinearResidual;
+struct LinearResidual {
+    precision: Precision,
+}
 
 impl CustomOp3 for LinearResidual {
     fn name(&self) -> &'static str {
@@ -134,7 +148,7 @@ impl CustomOp3 for LinearResidual {
         }
         let mut y = values(residual, rl)?.to_vec();
         let weight = Right::values(values(weight, wl)?, inputs, true);
-        add_rows_times(values(x, xl)?, weight, (inputs, outputs), Precision::F32, &mut y);
+        add_rows_times(values(x, xl)?, weight, (inputs, outputs), self.precision, &mut y);
         Ok((CpuStorage::F32(y), shape))
     }
 
@@ -146,12 +160,14 @@ impl CustomOp3 for LinearResidual {
         y: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (dx, dw) = CustomOp2::bwd(&Linear, x, weight, y, grad)?;
+        let (dx, dw) = CustomOp2::bwd(&Linear { precision: self.precision }, x, weight, y, grad)?;
         Ok((dx, dw, residual.track_op().then(|| grad.clone())))
     }
 }
 
-struct Linear;
+struct Linear {
+    precision: Precision,
+}
 
 impl CustomOp2 for Linear {
     fn name(&self) -> &'static str {
@@ -159,12 +175,12 @@ impl CustomOp2 for Linear {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, weight: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
-        forward((x, xl), (weight, wl), None)
+        forward(self.precision, (x, xl), (weight, wl), None)
     }
 
     fn bwd(&self, x: &Tensor, weight: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let dx = x.track_op().then(|| gradient_of_input(x, weight, grad)).transpose()?;
-        let dw = weight.track_op().then(|| gradient_of_weight(x, weight, grad)).transpose()?;
+        let dx = x.track_op().then(|| gradient_of_input(self.precision, x, weight, grad)).transpose()?;
+        let dw = weight.track_op().then(|| gradient_of_weight(self.precision, x, weight, grad)).transpose()?;
         Ok((dx, dw))
     }
 }
@@ -183,7 +199,7 @@ impl CustomOp3 for Linear {
         bias: &CpuStorage,
         bl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        forward((x, xl), (weight, wl), Some(values(bias, bl)?))
+        forward(self.precision, (x, xl), (weight, wl), Some(values(bias, bl)?))
     }
 
     fn bwd(

@@ -1,20 +1,19 @@
-//! The nearest row of a table: by products of bf16, then exactly among the few that could be it.
+//! The nearest row of a table: by products of 16-bit integers, then exactly among the few that could be it.
 //!
-//! bf16 rounds each value by at most 2^-8 of itself, so an inner product of rounded rows lies within (2 2^-8 + 2^-16) |x| |row| of the exact
-//! one (Cauchy and Schwarz): a row that is further than twice that below the best cannot win.
+//! [`Precision::Int16`] moves each value by at most half of its row's scale, which is at most the row's length over 32,767: an inner product
+//! of rows of C values by at most sqrt(C) / 32,767 of both lengths' product (Cauchy and Schwarz). A row that is further than twice that below the
+//! best cannot win.
 
 use candle_core::{D, Device, Result, Tensor};
 use rayon::prelude::*;
 
 use crate::cpu::{Values, fused};
-use crate::gemm::{Left, Precision, Right, product};
+use crate::gemm::{Added, Left, PackedRight, PackedRows, Precision, Right, product};
 use crate::simd::{dot_of, largest, vectorised};
 
-/// Rows of x at a time: their scores stay small whatever the table.
-const BLOCK: usize = 512;
-
-/// How far rounding moves an inner product of rows of length one: the factors' bf16, and the f32 sums of both.
-const ROUNDING: f32 = 2.1 / 256.0;
+/// Rows of x that one core takes at a time, and rows of the table: their scores stay in its cache.
+const BLOCK: usize = 98;
+const COLUMNS: usize = 512;
 
 /// With more candidates a row than this an f32 product of all is faster.
 const CANDIDATES: usize = 48;
@@ -30,19 +29,18 @@ pub fn nearest_rows(x: &Tensor, table: &Tensor) -> Result<Tensor> {
     let (values, table) = (Values::of(&x)?, Values::of(&table)?);
     let search = Search::new(&table, width);
     let mut indices = vec![0u32; rows];
-    for (indices, x) in indices.chunks_mut(BLOCK).zip(values.chunks(BLOCK * width)) {
-        search.block(x, indices);
-    }
+    let work = |rows: &mut PackedRows, (indices, x): (&mut [u32], &[f32])| search.block(x, indices, rows);
+    indices.par_chunks_mut(BLOCK).zip(values.par_chunks(BLOCK * width)).for_each_init(PackedRows::default, work);
     Tensor::from_vec(indices, rows, &Device::Cpu)
 }
 
 vectorised! {
-    /// Indices of the values that are at least `from`.
-    fn at_least(values: &[f32], from: f32, found: &mut Vec<u32>) {
+    /// The values that are at least `from`, with their indices from `first` on.
+    fn at_least(values: &[f32], from: f32, first: usize, found: &mut Vec<(u32, f32)>) {
         for (chunk, values) in values.chunks(64).enumerate() {
             if largest(values) >= from {
                 let here = values.iter().enumerate().filter(|(_, value)| **value >= from);
-                found.extend(here.map(|(at, _)| (64 * chunk + at) as u32));
+                found.extend(here.map(|(at, value)| ((first + 64 * chunk + at) as u32, *value)));
             }
         }
     }
@@ -55,43 +53,49 @@ vectorised! {
 struct Search<'a> {
     table: &'a [f32],
     width: usize,
-    /// Length of the table's longest row.
-    longest: f32,
+    packed: PackedRight,
+    /// What a score can lie below the best and still be the best's, for an x of length one.
+    slack: f32,
 }
 
 impl<'a> Search<'a> {
     fn new(table: &'a [f32], width: usize) -> Self {
         let longest = table.par_chunks_exact(width).map(|row| dot_of(row, row)).reduce(|| 0.0, f32::max).sqrt();
-        Search { table, width, longest }
+        // beside the integers' rounding that of sums in f32
+        let rounding = 1.01 * (width as f32).sqrt() / 32_767.0 + 1e-5;
+        Search { table, width, packed: PackedRight::new(table, width, Precision::Int16), slack: 2.0 * rounding * longest }
     }
 
-    fn scores(&self, x: &[f32], precision: Precision) -> Vec<f32> {
-        let (m, n) = (x.len() / self.width, self.table.len() / self.width);
-        let left = Left { values: x, row: self.width, column: 1 };
-        product((m, self.width, n), left, Right::values(self.table, self.width, true), precision)
-    }
-
-    fn block(&self, x: &[f32], indices: &mut [u32]) {
-        let entries = self.table.len() / self.width;
-        let scores = self.scores(x, Precision::Bf16);
-        let candidates: Vec<Vec<u32>> = (scores.par_chunks_exact(entries).zip(x.par_chunks_exact(self.width)))
-            .map(|(scores, x)| {
-                let slack = 2.0 * ROUNDING * self.longest * dot_of(x, x).sqrt();
-                let mut found = Vec::new();
-                at_least(scores, largest_of(scores) - slack, &mut found);
-                found
-            })
-            .collect();
-        if candidates.iter().map(Vec::len).sum::<usize>() > CANDIDATES * indices.len() {
-            let scores = self.scores(x, Precision::F32);
+    fn block(&self, x: &[f32], indices: &mut [u32], rows: &mut PackedRows) {
+        let (entries, count) = (self.packed.columns(), indices.len());
+        rows.pack(x, &self.packed);
+        let mut scores = vec![0.0; count * COLUMNS.min(entries)];
+        let slack: Vec<f32> = x.chunks_exact(self.width).map(|x| self.slack * dot_of(x, x).sqrt()).collect();
+        // best score so far and those near it
+        let mut found: Vec<(f32, Vec<(u32, f32)>)> = vec![(f32::NEG_INFINITY, Vec::new()); count];
+        for first in (0..entries).step_by(COLUMNS) {
+            let columns = COLUMNS.min(entries - first);
+            let then = (first + columns < entries).then_some((&self.packed, 0, first + columns));
+            rows.multiply(&self.packed, 0, (first, columns), (&mut scores, columns), Added::Nothing, then);
+            for ((scores, (best, near)), slack) in scores.chunks_exact(columns).zip(&mut found).zip(&slack) {
+                *best = best.max(largest_of(scores));
+                at_least(scores, *best - slack, first, near);
+            }
+        }
+        for ((best, near), slack) in found.iter_mut().zip(&slack) {
+            near.retain(|(_, score)| *score >= *best - slack);
+        }
+        if found.iter().map(|(_, near)| near.len()).sum::<usize>() > CANDIDATES * count {
+            let left = Left { values: x, row: self.width, column: 1 };
+            let scores = product((count, self.width, entries), left, Right::values(self.table, self.width, true), Precision::F32);
             let best = |scores: &[f32]| first_largest(scores.iter().copied().enumerate().map(|(at, score)| (at as u32, score)));
-            indices.par_iter_mut().zip(scores.par_chunks_exact(entries)).for_each(|(index, scores)| *index = best(scores));
+            indices.iter_mut().zip(scores.chunks_exact(entries)).for_each(|(index, scores)| *index = best(scores));
             return;
         }
-        indices.par_iter_mut().zip(candidates).zip(x.par_chunks_exact(self.width)).for_each(|((index, candidates), x)| {
+        for ((index, (_, near)), x) in indices.iter_mut().zip(found).zip(x.chunks_exact(self.width)) {
             let exact = |row: u32| dot_of(x, &self.table[row as usize * self.width..][..self.width]);
-            *index = first_largest(candidates.into_iter().map(|row| (row, exact(row))));
-        });
+            *index = first_largest(near.into_iter().map(|(row, _)| (row, exact(row))));
+        }
     }
 }
 
@@ -134,8 +138,8 @@ mod tests {
     }
 
     #[test]
-    fn rows_that_bf16_cannot_tell_apart_are_told_apart() {
-        // rows of length one that differ by less than bf16's steps: every one is a candidate of every other, few enough or too many
+    fn rows_that_rounding_cannot_tell_apart_are_told_apart() {
+        // rows of length one that differ by less than rounding moves a product: every one is a candidate of every other, few enough or too many
         for entries in [40u32, 200] {
             let base = noise(1, 64, 100_003).broadcast_as((entries as usize, 64)).unwrap();
             let rows = (base + (noise(entries as usize, 64, 17) * 4e-3).unwrap()).unwrap();

@@ -36,6 +36,11 @@ pub(crate) fn rms_rows(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     made_in_pieces(x.len(), piece, |i, y| norm_rows(norm, &x[i * piece..], weight, &[], y))
 }
 
+/// Layer norm of rows as long as `weight`, on one core.
+pub(crate) fn layer_rows(x: &[f32], [weight, bias]: [&[f32]; 2], eps: f32, y: &mut [f32]) {
+    norm_rows(Norm { centred: true, eps }, x, weight, bias, y);
+}
+
 /// The gradient of [`rms_rows`] to its input.
 pub(crate) fn rms_gradient(x: &[f32], weight: &[f32], grad: &[f32], eps: f32) -> Vec<f32> {
     let (norm, piece) = (Norm { centred: false, eps }, rows_a_piece(weight.len()) * weight.len());
@@ -133,10 +138,11 @@ vectorised! {
         }
     }
 
-    fn scaled_unit_rows(eps: f32, x: &[f32], scale: &[f32], y: &mut [f32]) {
-        for (y, x) in y.chunks_exact_mut(scale.len()).zip(x.chunks_exact(scale.len())) {
+    /// Rows as long as `scale` become of length one, times it.
+    pub(crate) fn scale_units(eps: f32, x: &mut [f32], scale: &[f32]) {
+        for x in x.chunks_exact_mut(scale.len()) {
             let inverse = 1.0 / dot(x, x).sqrt().max(eps);
-            y.iter_mut().zip(x).zip(scale).for_each(|((y, &x), &s)| *y = x * inverse * s);
+            x.iter_mut().zip(scale).for_each(|(x, &s)| *x = *x * inverse * s);
         }
     }
 
@@ -288,7 +294,10 @@ impl CustomOp2 for UnitLength {
             bail!("l2-normalize: x is {:?}, the scale ({})", xl.shape(), scale.len());
         }
         let piece = rows_a_piece(scale.len()) * scale.len();
-        let y = made_in_pieces(x.len(), piece, |i, y| scaled_unit_rows(self.eps, &x[i * piece..], scale, y));
+        let y = made_in_pieces(x.len(), piece, |i, y| {
+            y.copy_from_slice(&x[i * piece..][..y.len()]);
+            scale_units(self.eps, y, scale);
+        });
         Ok((CpuStorage::F32(y), xl.shape().clone()))
     }
 

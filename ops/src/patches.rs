@@ -1,19 +1,69 @@
 //! A volume cut into patches, each one's voxels together.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
 
-use crate::cpu::{fused, made_in_pieces, values};
+use crate::cpu::{Values, cleared, fused, made_in_pieces, values, written};
+use crate::gemm::{Added, PackedRight, PackedRows, Precision};
+use crate::linear::add_bias;
+use crate::norm::layer_rows;
+
+/// Patches that become tokens together.
+const ROWS: usize = 56;
 
 /// volumes: (B, F, H, W), size: voxels (frames, rows, columns) of a patch, which divide the volume
 /// -> (patches, voxels), patches in the order (b, t, gh, gw), voxels in the order (frame, row, column).
 pub fn patches(volumes: &Tensor, size: [usize; 3]) -> Result<Tensor> {
-    let (b, f, h, w) = volumes.dims4()?;
-    let [pt, ph, pw] = size;
-    if size.contains(&0) || f % pt != 0 || h % ph != 0 || w % pw != 0 {
-        bail!("patches of {size:?} do not divide volumes of {:?}", volumes.shape());
-    }
-    let cut = Patches { size, grid: [b, f / pt, h / ph, w / pw] };
+    let cut = Patches::of(volumes, size)?;
     if fused(&[volumes]) { volumes.contiguous()?.apply_op1(cut) } else { cut.composed(volumes) }
+}
+
+/// CT-ViT's patch embedding for reading: a layer norm of each patch, x W^T + b, a layer norm, without the patches ever being a tensor. In f32 on the
+/// CPU, the bits of the operations one by one; no gradient.
+///
+/// volumes: (B, F, H, W), size: as for [`patches`] with P voxels, norms: weight and bias (P) and (C), weight: (C, P), bias: (C) -> (patches, C).
+pub fn patch_tokens(
+    volumes: &Tensor,
+    size: [usize; 3],
+    norms: [[&Tensor; 2]; 2],
+    [weight, bias]: [&Tensor; 2],
+    eps: f64,
+) -> Result<Tensor> {
+    let cut = Patches::of(volumes, size)?;
+    let ((count, voxels), (channels, inputs), eps) = (cut.shape(), weight.dims2()?, eps as f32);
+    let long = |rows: [&Tensor; 2], width: usize| rows.iter().all(|row| row.elem_count() == width);
+    if inputs != voxels || !long(norms[0], voxels) || !long(norms[1], channels) || bias.elem_count() != channels || channels == 0 {
+        bail!("patch tokens: patches of {voxels} voxels, weight {:?}, bias {:?}, norms {norms:?}", weight.shape(), bias.shape());
+    }
+    let held = [volumes, weight, bias].into_iter().chain(norms.into_iter().flatten()).map(|tensor| tensor.detach().contiguous());
+    let held = held.collect::<Result<Vec<_>>>()?;
+    if !fused(&held.iter().collect::<Vec<_>>()) {
+        bail!("patch tokens: expected f32 in the host's memory");
+    }
+    let values: Vec<Values> = held.iter().map(Values::of).collect::<Result<_>>()?;
+    let [volumes, weight, bias, norm @ .., out_norm, out_shift] = &values[..] else { unreachable!("there are seven tensors") };
+    let norm = [&*norm[0], &*norm[1]];
+    let packed = PackedRight::new(weight, voxels, Precision::F32);
+    let work = |(patches, normed, rows): &mut (Vec<f32>, Vec<f32>, PackedRows), (piece, out): (usize, &mut [_])| {
+        let out = cleared(out);
+        let count = out.len() / channels;
+        patches.resize(count * voxels.max(channels), 0.0);
+        normed.resize(count * voxels, 0.0);
+        patches.chunks_exact_mut(voxels).take(count).enumerate().for_each(|(row, patch)| cut.copy(piece * ROWS + row, volumes, patch));
+        layer_rows(&patches[..count * voxels], norm, eps, normed);
+        rows.pack(normed, &packed);
+        let tokens = &mut patches[..count * channels];
+        rows.multiply(&packed, 0, (0, channels), (tokens, channels), Added::Nothing, None);
+        add_bias(tokens, bias);
+        layer_rows(tokens, [out_norm, out_shift], eps, out);
+    };
+    // SAFETY: the pieces are all there is.
+    let tokens = unsafe {
+        written(count * channels, |out| {
+            out.par_chunks_mut(ROWS * channels).enumerate().for_each_init(Default::default, work);
+        })
+    };
+    Tensor::from_vec(tokens, (count, channels), held[0].device())
 }
 
 #[derive(Clone, Copy)]
@@ -24,6 +74,16 @@ struct Patches {
 }
 
 impl Patches {
+    /// How (B, F, H, W) is cut.
+    fn of(volumes: &Tensor, size: [usize; 3]) -> Result<Self> {
+        let (b, f, h, w) = volumes.dims4()?;
+        let [pt, ph, pw] = size;
+        if size.contains(&0) || f % pt != 0 || h % ph != 0 || w % pw != 0 {
+            bail!("patches of {size:?} do not divide volumes of {:?}", volumes.shape());
+        }
+        Ok(Patches { size, grid: [b, f / pt, h / ph, w / pw] })
+    }
+
     fn shape(&self) -> (usize, usize) {
         (self.grid.iter().product(), self.size.iter().product())
     }

@@ -1,6 +1,6 @@
 //! Small matrix products on padded rows, for use inside one core's piece of work.
 
-use crate::gemm;
+use crate::gemm::{self, Added};
 use crate::simd::vectorised;
 
 /// Columns of a register tile; widths are padded to a multiple of it.
@@ -21,13 +21,26 @@ pub struct Left<'a> {
     pub size: (usize, usize),
 }
 
-/// out (m, n) += left (m, k) * right (k, n); rows of both lie `stride` apart, n is a multiple of [`TILE`].
-pub fn add_product(out: &mut [f32], left: Left, right: &[f32], n: usize, stride: usize) {
+/// out (m, n) = left (m, k) * right (k, n) and what `added` says; rows of both lie `stride` apart, n is a multiple of [`TILE`].
+pub fn product(out: &mut [f32], left: Left, right: &[f32], n: usize, stride: usize, added: Added) {
     let (m, k) = left.size;
     let factor = gemm::Left { values: left.values, row: left.row, column: left.column };
-    if k > 0 && !gemm::add_small_product((m, k, n), factor, right, stride, out) {
-        add_product_plain(out, left, right, n, stride);
+    if m * k > 0 && gemm::small_product((m, k, n), factor, right, stride, out, added) {
+        return;
     }
+    for (row, out) in out.chunks_mut(stride).take(m).enumerate() {
+        match added {
+            Added::Nothing => out[..n].fill(0.0),
+            Added::Own => {}
+            Added::To(values, stride) => out[..n].copy_from_slice(&values[row * stride..][..n]),
+        }
+    }
+    add_product_plain(out, left, right, n, stride);
+}
+
+/// out (m, n) += left (m, k) * right (k, n); as [`product`].
+pub fn add_product(out: &mut [f32], left: Left, right: &[f32], n: usize, stride: usize) {
+    product(out, left, right, n, stride, Added::Own);
 }
 
 vectorised! {

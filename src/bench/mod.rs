@@ -6,4 +6,4 @@ mod work;
 
 pub use meter::{Measured, measure};
 pub use report::{ReportOptions, ReportTimes, report};
-pub use work::{DecodeOptions, StepOptions, decode, encode, lora_step, prefill, prepare_file, text_encoder, train_encoder};
+pub use work::{DecodeOptions, Distance, StepOptions, decode, encode, lora_step, prefill, prepare_file, text_encoder, train_encoder};

@@ -8,13 +8,14 @@ use ctscribe_ops::awake;
 use ctscribe_ops::transfers::{host_values, read, read_number, to_device};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
 
 use super::{Measured, measure};
 use crate::config::{Config, OptimizerConfig};
 use crate::generate::open_llama;
 use crate::text::bert::{BertConfig, BertEncoder, Precision};
 use crate::train::AdamW;
-use crate::vision::CtVit;
+use crate::vision::{CtVit, VisionPrecision};
 use crate::weights::Params;
 use crate::{Error, Result, volume};
 
@@ -124,32 +125,51 @@ pub fn prefill(base: &Path, options: &DecodeOptions, device: &Device) -> Result<
 }
 
 /// CT-CLIP's CT-ViT with random weights for volumes of (D, H, W).
-fn ct_vit(shape: [usize; 3], params: &Params) -> Result<CtVit> {
+fn ct_vit(shape: [usize; 3], precision: VisionPrecision, params: &Params) -> Result<CtVit> {
     let mut config = Config::load("ct-rate-llama2-7b", &[])?.vision.ct_vit;
     config.image_size = [shape[1], shape[2]];
     let faults = config.faults("shape", shape);
     if !faults.is_empty() {
         return Err(Error::Config { source_name: "the command line".to_string(), faults });
     }
-    CtVit::new(&config, params)
+    let mut model = CtVit::new(&config, params)?;
+    model.set_precision(precision);
+    Ok(model)
 }
 
-/// Times CT-ViT's encoding of one volume (D, H, W), quantisation included.
-pub fn encode(shape: [usize; 3], runs: usize, device: &Device) -> Result<Measured> {
-    let model = ct_vit(shape, &Params::fresh(1, device).frozen())?;
+/// How far tokens lie from those in f32, as shares of these tokens' root mean square.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Distance {
+    /// Root mean square of the differences.
+    pub rms: f64,
+    /// The largest difference.
+    pub largest: f64,
+}
+
+/// Times CT-ViT's encoding of one volume (D, H, W), quantisation included, and compares its tokens with f32's.
+pub fn encode(shape: [usize; 3], precision: VisionPrecision, runs: usize, device: &Device) -> Result<(Measured, Distance)> {
+    let mut model = ct_vit(shape, precision, &Params::fresh(1, device).frozen())?;
     let volume = noise(&mut ChaCha8Rng::seed_from_u64(0), &[1, 1, shape[0], shape[1], shape[2]], 1.0)?;
-    measure_awake(runs, || {
+    let measured = measure_awake(runs, || {
         let quantized = model.quantize(&model.encode(&to_device(&volume, device)?)?)?;
         // waits for the device
         read_number(&quantized.commitment)?;
         Ok(())
-    })
+    })?;
+    let found = read::<f32>(&model.encode(&to_device(&volume, device)?)?)?;
+    model.set_precision(VisionPrecision::F32);
+    let exact = read::<f32>(&model.encode(&to_device(&volume, device)?)?)?;
+    let square = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
+    let root = (square(&mut exact.iter().map(|&x| f64::from(x))) / exact.len() as f64).sqrt();
+    let off = || found.iter().zip(&exact).map(|(a, b)| f64::from(a - b));
+    let rms = (square(&mut off()) / exact.len() as f64).sqrt() / root;
+    Ok((measured, Distance { rms, largest: off().fold(0.0, |largest, off| f64::max(largest, off.abs())) / root }))
 }
 
 /// Times CT-ViT's forward and backward pass and an AdamW step on one volume (D, H, W).
-pub fn train_encoder(shape: [usize; 3], recompute: bool, runs: usize, device: &Device) -> Result<Measured> {
+pub fn train_encoder(shape: [usize; 3], precision: VisionPrecision, recompute: bool, runs: usize, device: &Device) -> Result<Measured> {
     let params = Params::fresh(1, device);
-    let mut model = ct_vit(shape, &params)?;
+    let mut model = ct_vit(shape, precision, &params)?;
     model.set_recompute(recompute);
     let config = OptimizerConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, no_decay: vec![] };
     let mut optimizer = AdamW::new(params.trainable(), config);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use ctscribe_ops::FEW_ROWS;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::Result;
 use crate::bench::{DecodeOptions, Measured, ReportOptions, StepOptions};
@@ -12,6 +12,7 @@ use crate::bench::{decode, encode, lora_step, prefill, prepare_file, report, tex
 use crate::data::Subset;
 use crate::device::DeviceName;
 use crate::text::Precision;
+use crate::vision::VisionPrecision;
 
 use super::run::{print_json, three};
 
@@ -101,6 +102,9 @@ enum Work {
         /// Its voxels along z, y, x.
         #[arg(long, value_delimiter = ',', num_args = 1..=3, default_values_t = [240, 480, 480], value_name = "D,H,W")]
         shape: Vec<usize>,
+        /// The numbers of its products with weights.
+        #[arg(long, default_value = "f32")]
+        precision: VisionNumbers,
         /// Forward and backward pass and an optimiser step.
         #[arg(long)]
         train: bool,
@@ -130,6 +134,23 @@ enum Dtype {
     Bf16,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum VisionNumbers {
+    /// 32 bits.
+    F32,
+    /// Integers of 16 bits with exact sums.
+    Int16,
+}
+
+impl From<VisionNumbers> for VisionPrecision {
+    fn from(numbers: VisionNumbers) -> Self {
+        match numbers {
+            VisionNumbers::F32 => VisionPrecision::F32,
+            VisionNumbers::Int16 => VisionPrecision::Int16,
+        }
+    }
+}
+
 impl From<Dtype> for Precision {
     fn from(dtype: Dtype) -> Self {
         match dtype {
@@ -156,20 +177,27 @@ impl Args {
             }
             Work::Decode { base, prompt, new } => ("decode", new, decode(&base, &DecodeOptions { prompt, new, runs }, &device)?),
             Work::Prefill { base, prompt } => ("prefill", prompt, prefill(&base, &DecodeOptions { prompt, new: 0, runs }, &device)?),
-            Work::Encode { shape, train: false, .. } => ("encode", 1, encode(voxels(&shape)?, runs, &device)?),
-            Work::Encode { shape, recompute, .. } => ("train-encoder", 1, train_encoder(voxels(&shape)?, recompute, runs, &device)?),
+            Work::Encode { shape, precision, train: false, .. } => {
+                let (measured, distance) = encode(voxels(&shape)?, precision.into(), runs, &device)?;
+                print("encode", 1, &measured, json!({"distance_from_f32": distance}));
+                return Ok(());
+            }
+            Work::Encode { shape, precision, recompute, .. } => {
+                ("train-encoder", 1, train_encoder(voxels(&shape)?, precision.into(), recompute, runs, &device)?)
+            }
             Work::Prepare { scan } => ("prepare", 1, prepare_file(&scan, [240, 480, 480], runs)?),
             Work::TextEncoder { dtype } => ("text-encoder", 64, text_encoder((64, 40), dtype.into(), runs, &device)?),
         };
-        print(name, tokens, &measured);
+        print(name, tokens, &measured, json!({}));
         Ok(())
     }
 }
 
-/// One line of JSON, as the peers' scripts print.
-fn print(name: &str, items: usize, measured: &Measured) {
+/// One line of JSON, as the peers' scripts print, with `more`.
+fn print(name: &str, items: usize, measured: &Measured, more: Value) {
     let mut line = json!({"bench": name, "items": items, "items_per_s": items as f64 / measured.median_s});
-    let own = json!(measured);
-    line.as_object_mut().into_iter().zip(own.as_object()).for_each(|(line, own)| line.extend(own.clone()));
+    for own in [json!(measured), more] {
+        line.as_object_mut().into_iter().zip(own.as_object()).for_each(|(line, own)| line.extend(own.clone()));
+    }
     println!("{line}");
 }

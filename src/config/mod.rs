@@ -17,7 +17,7 @@ use crate::data::phantom::PhantomConfig;
 use crate::device::DeviceName;
 use crate::structure::{HeadConfig, LossConfig, QueriesConfig, QueueConfig, SelectionConfig};
 use crate::text::EncoderConfig;
-use crate::vision::CtVitConfig;
+use crate::vision::{CtVitConfig, VisionPrecision};
 use crate::volume::PreparationConfig;
 
 pub use stages::{BertStage, LanguageStage, LlamaStage, StructureStage};
@@ -77,6 +77,9 @@ pub struct TextConfig {
 pub struct VisionConfig {
     /// Its sizes.
     pub ct_vit: CtVitConfig,
+    /// The numbers of its transformers' products with weights.
+    #[serde(default)]
+    pub precision: VisionPrecision,
     /// Whether the queries see tokens after vector quantisation (CT-CLIP's image features) or before (the method).
     pub quantize: bool,
     /// A checkpoint to start from (CT-CLIP's `.pt` or safetensors); null: fresh.

@@ -80,8 +80,10 @@ impl Observer {
 
     fn new(config: &Config, text_width: usize, vision: Params, rest: Params) -> Result<Self> {
         let structure = &config.structure;
+        let mut ct_vit = CtVit::new(&config.vision.ct_vit, &vision)?;
+        ct_vit.set_precision(config.vision.precision);
         Ok(Observer {
-            vision: CtVit::new(&config.vision.ct_vit, &vision)?,
+            vision: ct_vit,
             queries: StructureQueries::new(&structure.queries, &rest.at("queries"))?,
             head: Head::new(&structure.head, structure.queries.width(), text_width, &rest.at("head"))?,
             standardiser: standardiser(config, rest.device())?,

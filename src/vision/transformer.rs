@@ -1,7 +1,7 @@
 //! The layers of both stages: position convolution, attention, feed-forward.
 
 use candle_core::{D, DType, Device, Tensor};
-use ctscribe_ops::{self as ops, Attention, ConvPadding, transfers};
+use ctscribe_ops::{self as ops, Attention, ConvPadding, Precision, transfers};
 use rand_chacha::ChaCha8Rng;
 
 use crate::Result;
@@ -14,6 +14,9 @@ const SCALE: f64 = 8.0;
 
 /// Rows of a feed-forward without gradients: CT-CLIP's 2730 values each make 11 MB, which the allocator keeps for the next.
 const FEED_ROWS: usize = 1024;
+
+/// Sequences from which on a layer without gradients is one operation: a core takes whole ones.
+const SEQUENCES: usize = 8;
 
 /// A stack of layers with a norm at its end.
 #[derive(Debug)]
@@ -47,6 +50,7 @@ struct Layer {
     feed_out: Tensor,
     heads: usize,
     dim_head: usize,
+    precision: Precision,
 }
 
 impl ScaleNorm {
@@ -70,6 +74,11 @@ impl Transformer {
     /// Whether each layer is run again in the backward pass instead of keeping what it computed.
     pub fn set_recompute(&mut self, recompute: bool) {
         self.recompute = recompute;
+    }
+
+    /// Of the products with weights, forward and backward.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.layers.iter_mut().for_each(|layer| layer.precision = precision);
     }
 
     /// x: (n, m, C) of a grid (B, T, Gh, Gw), bias: (heads, m, m) -> (n, m, C).
@@ -122,13 +131,42 @@ impl Layer {
             feed_out: weight(&feed, "4", dim, hidden)?,
             heads: config.heads,
             dim_head: config.dim_head,
+            precision: Precision::F32,
         })
     }
 
     /// x: (n, m, C) of a grid (B, T, Gh, Gw), bias: (heads, m, m) -> (n, m, C).
     fn forward(&self, x: &Tensor, grid: (usize, usize, usize, usize), bias: Option<&Tensor>) -> Result<Tensor> {
         let x = self.position(x, grid)?;
+        if self.reads(&x, bias)? {
+            return Ok(ops::encoder_block(&x, &self.block(), bias)?);
+        }
         self.feed(&self.attend(&x, bias)?)
+    }
+
+    /// Whether the layer is run for reading, by sequences enough for every core.
+    fn reads(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<bool> {
+        let block = self.block();
+        let weights = [block.to_q, block.to_kv, block.to_out, block.feed_in, block.feed_out];
+        let mut tensors = weights.into_iter().chain(block.norm).chain(block.unit_scales).chain(block.feed_norm).chain(bias).chain([x]);
+        let here = tensors.all(|tensor| tensor.device().is_cpu() && tensor.dtype() == DType::F32 && !tensor.track_op());
+        Ok(here && x.dim(0)? >= SEQUENCES)
+    }
+
+    fn block(&self) -> ops::EncoderBlock<'_> {
+        ops::EncoderBlock {
+            norm: [&self.norm.gamma, &self.norm.beta],
+            to_q: &self.to_q,
+            to_kv: &self.to_kv,
+            to_out: &self.to_out,
+            unit_scales: [&self.q_scale, &self.k_scale],
+            scale: SCALE,
+            feed_norm: self.feed_norm.each_ref(),
+            feed_in: &self.feed_in,
+            feed_out: &self.feed_out,
+            eps: EPS,
+            precision: self.precision,
+        }
     }
 
     /// x and its position convolution. The flat layout of both stages is reshaped, not permuted, to (B, T, Gh, Gw, C): in the temporal
@@ -151,7 +189,7 @@ impl Layer {
         let (n, m, _) = x.dims3()?;
         let inner = self.heads * self.dim_head;
         let heads = |x: &Tensor, weight: &Tensor| -> Result<Tensor> {
-            Ok(ops::linear(x, weight, None)?.reshape((n, m, self.heads, self.dim_head))?)
+            Ok(ops::linear_in(self.precision, x, weight, None)?.reshape((n, m, self.heads, self.dim_head))?)
         };
         let unit = |x: Tensor, scale: &Tensor| -> Result<Tensor> { Ok(ops::l2_normalize_scaled(&x, scale, 1e-12)?.transpose(1, 2)?) };
         let q = unit(heads(&self.norm.forward(x)?, &self.to_q)?, &self.q_scale)?;
@@ -159,7 +197,7 @@ impl Layer {
         let v = heads(x, &self.to_kv.narrow(0, inner, inner)?)?.transpose(1, 2)?;
         let options = Attention { bias, ..Attention::full(SCALE) };
         let mixed = ops::attention(&q, &k, &v, &options)?.transpose(1, 2)?.contiguous()?.reshape((n, m, inner))?;
-        Ok(ops::linear_residual(&mixed, &self.to_out, x)?)
+        Ok(ops::linear_residual(self.precision, &mixed, &self.to_out, x)?)
     }
 
     /// x and its feed-forward. Without gradients a part of the rows at a time: the wide values between the two products stay small.
@@ -175,7 +213,7 @@ impl Layer {
 
     fn feed_rows(&self, x: &Tensor) -> Result<Tensor> {
         let [gamma, beta] = &self.feed_norm;
-        let both = ops::linear(&ops::layer_norm(x, gamma, Some(beta), EPS)?, &self.feed_in, None)?;
-        Ok(ops::linear_residual(&ops::geglu_halves(&both)?, &self.feed_out, x)?)
+        let both = ops::linear_in(self.precision, &ops::layer_norm(x, gamma, Some(beta), EPS)?, &self.feed_in, None)?;
+        Ok(ops::linear_residual(self.precision, &ops::geglu_halves(&both)?, &self.feed_out, x)?)
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor, Var};
 use ctscribe::train::{AdamW, Gradients};
-use ctscribe::vision::{CtVit, CtVitConfig};
+use ctscribe::vision::{CtVit, CtVitConfig, VisionPrecision};
 use ctscribe::weights::{self, Params};
 
 use crate::fixtures::{assert_close, folder, max_difference, tensors};
@@ -35,6 +35,22 @@ fn every_stage_and_every_code_equals_the_peers() {
     let quantized = model.quantize(&stages.tokens).unwrap();
     assert_eq!(max_difference(&quantized.indices.reshape(io["vq_indices"].shape()).unwrap(), &io["vq_indices"]), 0.0);
     assert_eq!(max_difference(&quantized.codes, &io["tokens_post_vq"]), 0.0);
+}
+
+#[test]
+fn a_frozen_encoder_gives_the_peers_tokens_and_in_integers_nearly_them() {
+    let Some(folder) = folder("ctvit") else { return };
+    let tensors_of_weights = weights::open(&folder.join("weights.safetensors")).unwrap();
+    let params = Params::loaded("weights.safetensors", tensors_of_weights, &Device::Cpu).frozen();
+    let mut model = CtVit::new(&config(&folder), &params).unwrap();
+    let io = tensors(folder.join("io.safetensors"));
+    for (precision, tolerance) in [(VisionPrecision::F32, 2e-5), (VisionPrecision::Int16, 1e-3)] {
+        model.set_precision(precision);
+        let stages = model.stages(&io["input"]).unwrap();
+        assert_close("patch_emb", &stages.patch_embedding, &io["patch_emb"], 1e-5);
+        assert_close("spatial_out", &stages.spatial, &io["spatial_out"], tolerance);
+        assert_close("tokens_pre_vq", &stages.tokens, &io["tokens_pre_vq"], tolerance);
+    }
 }
 
 #[test]

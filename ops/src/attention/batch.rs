@@ -137,12 +137,21 @@ impl Batch<'_> {
         unsafe { written(count, |out| self.write([q, k, v], order.bands(out, (heads, queries, width)))) }
     }
 
-    fn write(&self, [q, k, v]: [Heads; 3], mut outs: Vec<Band>) {
-        let (kv_heads, shared) = (self.sizes.kv_heads, self.shared());
-        outs.par_chunks_mut(shared).enumerate().for_each(|(i, outs)| {
-            let (b, kv) = (i / kv_heads, i % kv_heads);
-            self.problem(b).forward(&q.sharing(b, kv, shared), k.head(b, kv), v.head(b, kv), self.bias(kv * shared), outs);
-        });
+    /// As [`Self::forward`] on this core, heads side by side, written to `out`.
+    pub fn forward_here(&self, heads: [Heads; 3], out: &mut [MaybeUninit<f32>]) {
+        let Sizes { heads: of_queries, queries, width, .. } = self.sizes;
+        let mut outs = Order::Beside.bands(out, (of_queries, queries, width));
+        outs.chunks_mut(self.shared()).enumerate().for_each(|(i, outs)| self.write_heads(heads, i, outs));
+    }
+
+    fn write(&self, heads: [Heads; 3], mut outs: Vec<Band>) {
+        outs.par_chunks_mut(self.shared()).enumerate().for_each(|(i, outs)| self.write_heads(heads, i, outs));
+    }
+
+    /// Query heads that share key-value head `index` of all of the batch's.
+    fn write_heads(&self, [q, k, v]: [Heads; 3], index: usize, outs: &mut [Band]) {
+        let (b, kv, shared) = (index / self.sizes.kv_heads, index % self.sizes.kv_heads, self.shared());
+        self.problem(b).forward(&q.sharing(b, kv, shared), k.head(b, kv), v.head(b, kv), self.bias(kv * shared), outs);
     }
 
     /// dq, dk and dv of q, k, v and the output's gradient, heads of (L, D) and (M, D). `bias`: whether its gradient is wanted, which comes last, as

@@ -2,7 +2,8 @@
 
 use super::few::weighted_sums;
 use crate::bands::Band;
-use crate::product::{Left, add_product, padded};
+use crate::gemm::Added;
+use crate::product::{Left, add_product, padded, product};
 use crate::simd::{dot, vectorised};
 use crate::softmax::softmax_row;
 
@@ -127,15 +128,19 @@ impl Problem<'_> {
     /// Writes a block's probabilities to `p`, (rows, padded M); q is packed and scaled, bias (L, M).
     fn probabilities(&self, block: Block, q: &[f32], keys_turned: &[f32], bias: Option<&[f32]>, p: &mut [f32]) {
         let (width, seen) = (padded(self.m), padded(block.keys));
-        for (i, row) in p.chunks_exact_mut(width).enumerate().take(block.rows) {
-            match bias {
-                Some(bias) => row[..block.keys].copy_from_slice(&bias[(block.first + i) * self.m..][..block.keys]),
-                None => row[..block.keys].fill(0.0),
+        let added = match bias {
+            None => Added::Nothing,
+            Some(bias) if block.keys == seen => Added::To(&bias[block.first * self.m..], self.m),
+            Some(bias) => {
+                for (i, row) in p.chunks_exact_mut(width).enumerate().take(block.rows) {
+                    row[..block.keys].copy_from_slice(&bias[(block.first + i) * self.m..][..block.keys]);
+                    row[block.keys..seen].fill(0.0);
+                }
+                Added::Own
             }
-            row[block.keys..seen].fill(0.0);
-        }
+        };
         let left = Left { values: q, row: padded(self.d), column: 1, size: (block.rows, self.d) };
-        add_product(p, left, keys_turned, seen, width);
+        product(p, left, keys_turned, seen, width, added);
         for (i, row) in p.chunks_exact_mut(width).enumerate().take(block.rows) {
             let query = block.first + i;
             let end = self.end(query);
@@ -157,9 +162,8 @@ impl Problem<'_> {
             for block in self.blocks() {
                 let q = pack(*q, block.first, block.rows, self.d, self.scale);
                 self.probabilities(block, &q, &keys_turned, bias, &mut p);
-                y.fill(0.0);
                 let left = Left { values: &p, row: width, column: 1, size: (block.rows, block.keys) };
-                add_product(&mut y, left, &values, d_width, d_width);
+                product(&mut y, left, &values, d_width, d_width, Added::Nothing);
                 unpack(&y, out, (block.first, block.rows), self.d, 1.0);
             }
         }
@@ -209,9 +213,8 @@ impl Problem<'_> {
                 let turned = |values| Left { values, row: 1, column: width, size: (block.keys, block.rows) };
                 add_product(&mut dv, turned(&p), &g, d_width, d_width);
                 add_product(&mut dk, turned(&ds), &q, d_width, d_width);
-                dq.fill(0.0);
                 let left = Left { values: &ds, row: width, column: 1, size: (block.rows, block.keys) };
-                add_product(&mut dq, left, &keys, d_width, d_width);
+                product(&mut dq, left, &keys, d_width, d_width, Added::Nothing);
                 unpack(&dq, &mut out.dq[head], (block.first, block.rows), d, self.scale);
                 if let Some(dbias) = dbias.as_deref_mut() {
                     for (i, ds) in ds.chunks_exact(width).enumerate().take(block.rows) {
@@ -227,9 +230,8 @@ impl Problem<'_> {
     /// dL/dS of a block, (rows, padded M); 0 for a query that sees nothing.
     fn logit_gradients(&self, block: Block, grad: &[f32], values_turned: &[f32], p: &[f32], ds: &mut [f32]) {
         let (width, seen) = (padded(self.m), padded(block.keys));
-        ds.chunks_exact_mut(width).for_each(|row| row[..seen].fill(0.0));
         let left = Left { values: grad, row: padded(self.d), column: 1, size: (block.rows, self.d) };
-        add_product(ds, left, values_turned, seen, width);
+        product(ds, left, values_turned, seen, width, Added::Nothing);
         for (i, (ds, p)) in ds.chunks_exact_mut(width).zip(p.chunks_exact(width)).enumerate().take(block.rows) {
             if self.sees_nothing(block.first + i) {
                 ds[..seen].fill(0.0);

@@ -6,6 +6,8 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::Left;
+#[cfg(target_arch = "x86_64")]
+use super::shorts::Lanes;
 use super::tile::{Level, WIDTH};
 use crate::simd::vectorised;
 
@@ -21,6 +23,8 @@ pub enum Kind {
     Pair,
     /// Two f16 of one place on the inner axis (`super::halves`).
     Halves,
+    /// Two integers of 16 bits that are neighbours on the inner axis (`super::shorts`).
+    Shorts,
 }
 
 /// How words are made of values.
@@ -31,9 +35,15 @@ pub struct Words {
 }
 
 impl Words {
+    /// Whether a word holds two neighbours on the inner axis.
+    pub fn pairs(self) -> bool {
+        matches!(self.kind, Kind::Pair | Kind::Shorts)
+    }
+
     /// Words of `count` values along the inner axis.
     pub fn of(self, count: usize) -> usize {
-        if self.kind == Kind::Pair { count.div_ceil(2) } else { count }
+        let words = if self.pairs() { count.div_ceil(2) } else { count };
+        words + usize::from(self.kind == Kind::Shorts)
     }
 
     /// Words of `count` values of a row of the left factor.
@@ -52,6 +62,8 @@ impl Words {
             Kind::Value => return words.copy_from_slice(as_words(values)),
             #[cfg(target_arch = "x86_64")]
             Kind::Halves => return super::halves::scaled(values, words),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Shorts => return super::shorts::along(values, words),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the level has the features.
             Kind::Pair if self.level == Level::Avx512Bf16 => return unsafe { narrow(values, words) },
@@ -154,6 +166,10 @@ pub fn pack_tile(left: Left, first: usize, (start, count): (usize, usize), words
     let length = words.of_left(count);
     let rows = out.len() / length;
     let part = &left.values[first * left.row + start * left.column..];
+    #[cfg(target_arch = "x86_64")]
+    if left.column != 1 && words.kind == Kind::Shorts {
+        return super::shorts::across(Lanes { values: part, stride: left.column, lanes: rows, count }, rows, out);
+    }
     if left.column != 1 {
         let step = if words.kind == Kind::Pair { 2 } else { 1 };
         let none = [0.0; LANES];

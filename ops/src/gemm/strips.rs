@@ -1,33 +1,53 @@
-//! Strips of the right factor, packed where it lies: f32 words or pairs of bf16 (f16 has [`super::halves`]).
+//! Strips of the right factor, packed where it lies: f32 words or pairs of bf16 (f16 has [`super::halves`]), or integers of 16 bits.
 
-use super::pack::{Kind, LANES, as_values, interleave_bits, spread};
+#[cfg(target_arch = "x86_64")]
+use super::halves;
+use super::pack::Words;
+use super::pack::{Kind, LANES, as_values, as_words, interleave_bits, spread};
+#[cfg(target_arch = "x86_64")]
+use super::shorts::{self, Lanes};
 use super::tile::WIDTH;
-use super::{DEPTH, GROUP, Lines, Task};
+use super::{DEPTH, GROUP, Lines, Right};
 use crate::matrix::{Format, words};
 
-impl Task<'_> {
+/// The right factor and how it is packed.
+#[derive(Clone, Copy)]
+pub struct Factor<'a> {
+    pub right: Right<'a>,
+    pub words: Words,
+}
+
+impl Factor<'_> {
+    /// Packs strips of the columns (first, count), of the values (first, count) of the inner axis.
+    pub fn pack(&self, columns: (usize, usize), span: (usize, usize), strips: &mut [u32], lines: Lines) {
+        match (self.words.kind, self.right.turned) {
+            #[cfg(target_arch = "x86_64")]
+            (Kind::Halves, _) => halves::pack(&self.right, columns, span, strips, lines),
+            #[cfg(target_arch = "x86_64")]
+            (Kind::Shorts, false) => self.pack_shorts(columns, span, strips),
+            (_, true) => self.pack_turned(columns, span, strips, lines),
+            (_, false) => self.pack_straight(columns, span, strips, lines),
+        }
+    }
+
     /// The strips' columns are rows of the matrix, and the inner axis runs along them.
-    pub fn pack_turned(
-        &self,
-        (first, columns): (usize, usize),
-        (start, count): (usize, usize),
-        strips: &mut [u32],
-        (lanes, values): Lines,
-    ) {
+    fn pack_turned(&self, (first, columns): (usize, usize), (start, count): (usize, usize), strips: &mut [u32], (lanes, values): Lines) {
         let length = self.words.of(count);
         lanes.resize(LANES * length, 0);
         values.resize(2 * DEPTH, 0.0);
         for (group, strip) in (0..columns.next_multiple_of(WIDTH)).step_by(LANES).map(|group| (group, group / WIDTH)) {
             let place = &mut strips[strip * length * WIDTH + group % WIDTH..];
             if let Some(rows) =
-                self.right.plain_words(first + group, start).filter(|_| self.words.kind == Kind::Value && group + LANES <= columns)
+                self.right.plain_values(first + group, start).filter(|_| self.words.kind == Kind::Value && group + LANES <= columns)
             {
-                self.words.turn(rows, self.right.columns, (LANES, length), WIDTH, place);
+                self.words.turn(as_words(rows), self.right.columns, (LANES, length), WIDTH, place);
                 continue;
             }
             for (lane, words) in lanes.chunks_exact_mut(length).enumerate() {
                 if group + lane >= columns {
                     words.fill(0);
+                } else if let Some(row) = self.right.plain_values(first + group + lane, start).filter(|_| self.words.kind == Kind::Shorts) {
+                    self.words.along(&row[..count], words);
                 } else {
                     self.read_along(self.right.row(first + group + lane), start, &mut values[..count], words);
                 }
@@ -50,13 +70,7 @@ impl Task<'_> {
     }
 
     /// The strips' rows are parts of the matrix's rows, and the inner axis runs from row to row.
-    pub fn pack_straight(
-        &self,
-        (first, columns): (usize, usize),
-        (start, count): (usize, usize),
-        strips: &mut [u32],
-        (lanes, values): Lines,
-    ) {
+    fn pack_straight(&self, (first, columns): (usize, usize), (start, count): (usize, usize), strips: &mut [u32], (lanes, values): Lines) {
         let pairs = self.words.kind == Kind::Pair;
         let (length, step) = (self.words.of(count), if pairs { 2 } else { 1 });
         let width = columns.next_multiple_of(WIDTH);
@@ -91,6 +105,16 @@ impl Task<'_> {
             for (strip, lanes) in lanes.chunks_exact(WIDTH).enumerate() {
                 strips[(strip * length + word) * WIDTH..][..WIDTH].copy_from_slice(lanes);
             }
+        }
+    }
+
+    /// As [`Self::pack_straight`], for integers of 16 bits.
+    #[cfg(target_arch = "x86_64")]
+    fn pack_shorts(&self, (first, columns): (usize, usize), (start, count): (usize, usize), strips: &mut [u32]) {
+        let rows = self.right.plain_values(start, first).expect("only such a factor is packed so");
+        for (strip, words) in strips.chunks_exact_mut(self.words.of(count) * WIDTH).enumerate() {
+            let (values, lanes) = (&rows[strip * WIDTH..], WIDTH.min(columns - strip * WIDTH));
+            shorts::across(Lanes { values, stride: self.right.columns, lanes, count }, WIDTH, words);
         }
     }
 

@@ -1,6 +1,6 @@
 //! The innermost loops: a register tile of the output, R rows by [`WIDTH`] columns (twice as many of f16), over one block of the inner axis.
 //!
-//! Both factors are packed in words of 32 bits: one f32, two bf16 that lie next to each other on the inner axis, or two f16 ([`halves`]). Word p of row r of the
+//! Both factors are packed in words of 32 bits: one f32, two bf16 or integers of 16 bits ([`shorts`]) that lie next to each other on the inner axis, or two f16 ([`halves`]). Word p of row r of the
 //! left factor lies at `p * R + r`, of column c of the right one at `p * stride + c`, where a packed strip's stride is [`WIDTH`].
 
 #[cfg(target_arch = "x86_64")]
@@ -8,9 +8,9 @@ use std::arch::x86_64::*;
 
 use std::sync::OnceLock;
 
-#[cfg(target_arch = "x86_64")]
-use super::halves;
 use super::pack::{Kind, Words};
+#[cfg(target_arch = "x86_64")]
+use super::{halves, shorts};
 use crate::simd::vectorised;
 
 /// Words of a packed strip for each place of the inner axis: its columns, or half as many where a word holds two.
@@ -115,13 +115,15 @@ pub struct Strip<'a> {
 ///
 /// # Safety
 /// The place's rows and columns must lie in memory that nothing else uses meanwhile, and what they are added to likewise. Pairs of bf16 need
-/// [`Level::Avx512Bf16`], halves [`Level::Avx512Half`] and a packed strip.
+/// [`Level::Avx512Bf16`], halves [`Level::Avx512Half`] and a packed strip, shorts [`shorts::available`] and a packed strip.
 pub unsafe fn multiply(packed: Words, left: &[u32], right: Strip, words: usize, place: Place) {
     let (Words { kind, level }, width) = (packed, packed.columns());
     let ends = if kind == Kind::Halves { place.rows } else { 0 };
+    let packed_only = matches!(kind, Kind::Halves | Kind::Shorts);
     assert!(place.rows <= level.rows() && place.columns <= width && left.len() >= words * place.rows + ends);
-    assert!(words == 0 || right.words.len() >= (words - 1) * right.stride + if ends > 0 { WIDTH } else { place.columns });
-    assert!(kind != Kind::Halves || (right.stride == WIDTH && level == Level::Avx512Half), "halves lie in packed strips");
+    assert!(words == 0 || right.words.len() >= (words - 1) * right.stride + if packed_only { WIDTH } else { place.columns });
+    assert!(!packed_only || right.stride == WIDTH, "halves and shorts lie in packed strips");
+    assert!(kind != Kind::Halves || level == Level::Avx512Half, "halves need a processor that multiplies them");
     #[cfg(target_arch = "x86_64")]
     if level != Level::Plain {
         let whole = place.columns == width || right.stride == WIDTH && right.words.len() >= words * WIDTH;
@@ -136,7 +138,9 @@ pub unsafe fn multiply(packed: Words, left: &[u32], right: Strip, words: usize, 
                     ($rows, Kind::Value, true, false) => unsafe { tile_f32::<$rows, 2, false>(left.as_ptr(), right, words, place) },
                     ($rows, Kind::Value, false, _) => unsafe { tile_f32::<$rows, 1, false>(left.as_ptr(), right, words, place) },
                     ($rows, Kind::Halves, true, _) => unsafe { halves::tile::<$rows, 2>(left.as_ptr(), right, words, place) },
-                    ($rows, Kind::Halves, false, _) => unsafe { halves::tile::<$rows, 1>(left.as_ptr(), right, words, place) },)*
+                    ($rows, Kind::Halves, false, _) => unsafe { halves::tile::<$rows, 1>(left.as_ptr(), right, words, place) },
+                    ($rows, Kind::Shorts, true, _) => unsafe { shorts::tile::<$rows, 2>(left.as_ptr(), right, words - 1, place) },
+                    ($rows, Kind::Shorts, false, _) => unsafe { shorts::tile::<$rows, 1>(left.as_ptr(), right, words - 1, place) },)*
                     _ => unreachable!("a tile has 1 to 14 rows"),
                 }
             };

@@ -1,5 +1,5 @@
 use candle_core::{Tensor, Var};
-use ctscribe_ops::{self as ops, composed};
+use ctscribe_ops::{self as ops, Precision, composed};
 
 use crate::check::{check, noise};
 
@@ -51,9 +51,9 @@ fn linear_names_shapes_that_do_not_fit() {
 fn a_product_added_to_a_residual_equals_its_composed_form() {
     for (rows, inputs, outputs) in [(1, 3, 2), (8, 70, 33), (300, 130, 65)] {
         let x = [noise(&[rows, inputs], 1), noise(&[outputs, inputs], 2), noise(&[rows, outputs], 3)];
-        let fused = |x: &[Tensor]| ops::linear_residual(&x[0], &x[1], &x[2]);
+        let fused = |x: &[Tensor]| ops::linear_residual(Precision::F32, &x[0], &x[1], &x[2]);
         check("linear residual", &x, &fused, &|x| composed::linear_residual(&x[0], &x[1], &x[2]));
     }
-    let wrong = ops::linear_residual(&noise(&[2, 3], 1), &noise(&[4, 3], 2), &noise(&[2, 3], 3));
+    let wrong = ops::linear_residual(Precision::F32, &noise(&[2, 3], 1), &noise(&[4, 3], 2), &noise(&[2, 3], 3));
     assert!(wrong.unwrap_err().to_string().contains("residual"));
 }

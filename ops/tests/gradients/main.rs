@@ -10,5 +10,6 @@ mod elementwise;
 
 mod kept_products;
 mod linear;
+mod reading;
 mod rows;
 mod threads;

@@ -1,0 +1,209 @@
+//! A transformer block of CT-ViT for reading, as one operation: a core takes some sequences through attention and feed-forward before the next, so that
+//! what is computed inside stays in its cache and never becomes a tensor.
+
+use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::activation::gelu_gate;
+use crate::attention::batch::{Batch, Heads, Order, Sizes};
+use crate::cpu::{Values, cleared, fused, rewritten, written};
+use crate::gemm::{Added, PackedRight, PackedRows, Precision};
+use crate::norm::{layer_rows, scale_units};
+
+/// Rows that go through the products together: their values fit a core's second-level cache.
+const ROWS: usize = 140;
+
+/// Attention with queries and keys of length one times a scale, and a feed-forward with GELU gates, each with a layer norm before it and a residual
+/// around it. Keys and values are made of the input itself.
+#[derive(Debug, Clone)]
+pub struct EncoderBlock<'a> {
+    /// Weight and bias (C) of the norm before the queries.
+    pub norm: [&'a Tensor; 2],
+    /// (H D, C)
+    pub to_q: &'a Tensor,
+    /// Keys before values (2 H D, C).
+    pub to_kv: &'a Tensor,
+    /// (C, H D)
+    pub to_out: &'a Tensor,
+    /// What queries and keys of length one are multiplied by (D).
+    pub unit_scales: [&'a Tensor; 2],
+    /// Multiplies the logits.
+    pub scale: f64,
+    /// Weight and bias (C) of the norm before the feed-forward.
+    pub feed_norm: [&'a Tensor; 2],
+    /// Values before gates (2 F, C).
+    pub feed_in: &'a Tensor,
+    /// (C, F)
+    pub feed_out: &'a Tensor,
+    /// Of the norms.
+    pub eps: f64,
+    /// Of the products with the weights; attention itself is in f32.
+    pub precision: Precision,
+}
+
+/// Runs the block without a gradient. x: (N, M, C), N sequences of M tokens, bias: (H, M, M), added to the logits -> (N, M, C).
+/// All f32 in the host's memory. In f32 the bits are those of the operations one by one.
+pub fn encoder_block(x: &Tensor, block: &EncoderBlock, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (sequences, length, channels) = x.dims3()?;
+    let ((inner, _), (feed, _), width) = (block.to_q.dims2()?, block.feed_in.dims2()?, block.unit_scales[0].elem_count());
+    let (heads, hidden) = (inner / width.max(1), feed / 2);
+    let fits = |tensor: &Tensor, size: [usize; 2]| tensor.dims() == size;
+    let weights = fits(block.to_q, [inner, channels])
+        && fits(block.to_kv, [2 * inner, channels])
+        && fits(block.to_out, [channels, inner])
+        && fits(block.feed_in, [2 * hidden, channels])
+        && fits(block.feed_out, [channels, hidden]);
+    let rows = block.norm.iter().chain(&block.feed_norm).all(|row| row.elem_count() == channels);
+    let heads_fit = width > 0 && heads * width == inner && block.unit_scales[1].elem_count() == width;
+    if !weights || !rows || !heads_fit || inner * hidden == 0 || bias.is_some_and(|bias| bias.dims() != [heads, length, length]) {
+        bail!("encoder block: x is {:?}, the bias {:?}, {block:?}", x.shape(), bias.map(Tensor::shape));
+    }
+    let tensors = [block.to_q, block.to_kv, block.to_out, block.feed_in, block.feed_out];
+    let held = tensors.into_iter().chain(block.norm).chain(block.unit_scales).chain(block.feed_norm).chain(bias).chain([x]);
+    let held: Vec<Tensor> = held.map(|tensor| tensor.detach().contiguous()).collect::<Result<_>>()?;
+    if !fused(&held.iter().collect::<Vec<_>>()) {
+        bail!("encoder block: expected f32 in the host's memory");
+    }
+    let values: Vec<Values> = held.iter().map(Values::of).collect::<Result<_>>()?;
+    let values: Vec<&[f32]> = values.iter().map(|values| &**values).collect();
+    let [to_q, to_kv, to_out, feed_in, feed_out, norm, shift, q_scale, k_scale, feed_norm, feed_shift, rest @ ..] = &values[..] else {
+        unreachable!("there are as many tensors")
+    };
+    let pack = |weight: &[f32], k: usize| PackedRight::new(weight, k, block.precision);
+    let packed = Packed {
+        sizes: Sizes { batch: 1, heads, kv_heads: heads, queries: length, keys: length, width },
+        scale: block.scale as f32,
+        eps: block.eps as f32,
+        bias: bias.map(|_| rest[0]),
+        norm: [norm, shift],
+        feed_norm: [feed_norm, feed_shift],
+        unit_scales: [q_scale, k_scale],
+        qkv: [pack(to_q, channels), pack(&to_kv[..inner * channels], channels), pack(&to_kv[inner * channels..], channels)],
+        out: pack(to_out, inner),
+        feed: [pack(&feed_in[..hidden * channels], channels), pack(&feed_in[hidden * channels..], channels)],
+        feed_out: pack(feed_out, hidden),
+    };
+    let x_values = rest[rest.len() - 1];
+    // whole sequences, so that attention stays with its rows
+    let piece = (ROWS / length.max(1)).max(1) * length * channels;
+    // SAFETY: the pieces are all there is.
+    let y = unsafe {
+        written(sequences * length * channels, |y| {
+            let work = |scratch: &mut Scratch, (y, x): (&mut [_], &[f32])| packed.run(x, cleared(y), scratch);
+            y.par_chunks_mut(piece.max(1)).zip(x_values.par_chunks(piece.max(1))).for_each_init(Scratch::default, work);
+        })
+    };
+    Tensor::from_vec(y, x.shape(), x.device())
+}
+
+/// The block as pieces of work read it.
+struct Packed<'a> {
+    /// Of one sequence.
+    sizes: Sizes,
+    scale: f32,
+    eps: f32,
+    bias: Option<&'a [f32]>,
+    norm: [&'a [f32]; 2],
+    feed_norm: [&'a [f32]; 2],
+    unit_scales: [&'a [f32]; 2],
+    qkv: [PackedRight; 3],
+    out: PackedRight,
+    /// Of values and gates.
+    feed: [PackedRight; 2],
+    feed_out: PackedRight,
+}
+
+/// Room that a core keeps from piece to piece.
+#[derive(Default)]
+struct Scratch {
+    normed: Vec<f32>,
+    qkv: [Vec<f32>; 3],
+    mixed: Vec<f32>,
+    inner: [Vec<f32>; 2],
+    gated: Vec<f32>,
+    rows: [PackedRows; 2],
+}
+
+/// The first `count` values of a room.
+fn room(values: &mut Vec<f32>, count: usize) -> &mut [f32] {
+    if values.len() < count {
+        values.resize(count, 0.0);
+    }
+    &mut values[..count]
+}
+
+impl Packed<'_> {
+    /// Some sequences.
+    fn run(&self, x: &[f32], y: &mut [f32], scratch: &mut Scratch) {
+        let (channels, inner) = (self.norm[0].len(), self.qkv[0].columns());
+        let rows = x.len() / channels;
+        // parts of nearly one size
+        let part = rows.div_ceil(rows.div_ceil(ROWS).max(1)).max(1);
+        for (index, x) in x.chunks(part * channels).enumerate() {
+            self.project(x, index * part * inner, scratch);
+        }
+        self.attend(rows, scratch);
+        for (index, (y, x)) in y.chunks_mut(part * channels).zip(x.chunks(part * channels)).enumerate() {
+            let mixed = &scratch.mixed[index * part * inner..][..y.len() / channels * inner];
+            scratch.rows[0].pack(mixed, &self.out);
+            scratch.rows[0].multiply(&self.out, 0, (0, channels), (y, channels), Added::To(x, channels), Some((&self.feed[0], 0, 0)));
+            self.feed(y, scratch);
+        }
+    }
+
+    /// Queries, keys and values of some rows, from value `at` on of each room.
+    fn project(&self, x: &[f32], at: usize, scratch: &mut Scratch) {
+        let Scratch { normed, qkv, rows: [rows, _], .. } = scratch;
+        let inner = self.qkv[0].columns();
+        let count = x.len() / self.norm[0].len() * inner;
+        let normed = room(normed, x.len());
+        layer_rows(x, self.norm, self.eps, normed);
+        for (index, (out, right)) in qkv.iter_mut().zip(&self.qkv).enumerate() {
+            match index {
+                0 => rows.pack(normed, right),
+                1 => rows.pack(x, right),
+                _ => {}
+            }
+            let then = self.qkv.get(index + 1).map(|right| (right, 0, 0));
+            rows.multiply(right, 0, (0, inner), (&mut room(out, at + count)[at..], inner), Added::Nothing, then);
+        }
+        for (out, scale) in qkv.iter_mut().zip(self.unit_scales) {
+            scale_units(1e-12, &mut out[at..at + count], scale);
+        }
+    }
+
+    fn attend(&self, rows: usize, scratch: &mut Scratch) {
+        let Sizes { heads, queries: length, width, .. } = self.sizes;
+        let count = rows * heads * width;
+        let Scratch { qkv: [q, k, v], mixed, .. } = scratch;
+        let batch = Batch { sizes: self.sizes, scale: self.scale, causal: false, visible: None, bias: self.bias };
+        let sequence = length * heads * width;
+        for (index, mixed) in room(mixed, count).chunks_mut(sequence).enumerate() {
+            let [q, k, v] = [&*q, &*k, &*v].map(|values| Heads::of(&values[index * sequence..], Order::Beside, (heads, length, width)));
+            // SAFETY: attention writes values.
+            batch.forward_here([q, k, v], unsafe { rewritten(mixed) });
+        }
+    }
+
+    /// Adds the feed-forward to some rows, a block of its inner axis at a time.
+    fn feed(&self, y: &mut [f32], scratch: &mut Scratch) {
+        let Scratch { normed, inner, gated, rows: [rows, of_gated], .. } = scratch;
+        let channels = self.norm[0].len();
+        let count = y.len() / channels;
+        let normed = room(normed, y.len());
+        layer_rows(y, self.feed_norm, self.eps, normed);
+        rows.pack(normed, &self.feed[0]);
+        for (block, (first, width)) in self.feed_out.spans().enumerate() {
+            let after = [(&self.feed[1], 0, first), (&self.feed_out, block, 0)];
+            for ((inner, right), then) in inner.iter_mut().zip(&self.feed).zip(after) {
+                rows.multiply(right, 0, (first, width), (room(inner, count * width), width), Added::Nothing, Some(then));
+            }
+            let then = (first + width < self.feed_out.inputs()).then_some((&self.feed[0], 0, first + width));
+            let gated = room(gated, count * width);
+            gelu_gate(&inner[1][..count * width], &inner[0][..count * width], gated);
+            of_gated.clear(count);
+            of_gated.push(gated, width, width, &self.feed_out);
+            of_gated.multiply(&self.feed_out, block, (0, channels), (y, channels), Added::Own, then);
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Factors that are packed whole before any product: for pieces of work that multiply their own rows by several matrices on one core.
+
+use rayon::prelude::*;
+
+use super::pack::{Words, aligned, pack_tile};
+use super::strips::Factor;
+use super::tile::{Level, Place, Strip, WIDTH, multiply};
+use super::{Added, DEPTH, GROUP, Left, Precision, Right, SCRATCH, expect_bytes, kind};
+
+/// The right factor of x W^T for a weight W in f32, in strips for each block of [`DEPTH`] values of the inner axis.
+pub struct PackedRight {
+    words: Words,
+    /// (k, n)
+    size: (usize, usize),
+    packed: Vec<u32>,
+}
+
+/// First value and number of values of each block of the inner axis.
+fn spans(k: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
+    (0..k).step_by(DEPTH).map(move |start| (start, DEPTH.min(k - start)))
+}
+
+impl PackedRight {
+    /// Packs the weight (n, k), on all cores.
+    pub fn new(weight: &[f32], k: usize, precision: Precision) -> Self {
+        let (level, right, n) = (Level::best(), Right::values(weight, k, true), weight.len() / k);
+        let words = Words { kind: kind(level, precision, true, [right].iter()), level };
+        let strips = n.div_ceil(words.columns());
+        let count = spans(k).map(|(_, count)| words.of(count) * WIDTH * strips).sum();
+        let mut packed = Vec::new();
+        let mut rest = aligned(&mut packed, count);
+        let mut pieces = Vec::new();
+        for span in spans(k) {
+            let (block, after) = rest.split_at_mut(words.of(span.1) * WIDTH * strips);
+            rest = after;
+            pieces.extend(block.chunks_mut(words.of(span.1) * WIDTH * GROUP).enumerate().map(|(group, strips)| (span, group, strips)));
+        }
+        let factor = Factor { right, words };
+        pieces.into_par_iter().for_each(|(span, group, strips)| {
+            let first = group * GROUP * words.columns();
+            let mut scratch = SCRATCH.take();
+            factor.pack((first, (GROUP * words.columns()).min(n - first)), span, strips, (&mut scratch.lanes, &mut scratch.values));
+            SCRATCH.set(scratch);
+        });
+        PackedRight { words, size: (k, n), packed }
+    }
+
+    /// Columns of the product.
+    pub fn columns(&self) -> usize {
+        self.size.1
+    }
+
+    /// The inner axis's length.
+    pub fn inputs(&self) -> usize {
+        self.size.0
+    }
+
+    /// First value and number of values of each block of the inner axis.
+    pub fn spans(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        spans(self.size.0)
+    }
+
+    /// The strips that are multiplied together from column `first` on.
+    fn group(&self, block: usize, first: usize) -> &[u32] {
+        let (strips, length) = self.block(block);
+        let strips = &strips[first / self.words.columns() * length * WIDTH..];
+        &strips[..strips.len().min(GROUP * length * WIDTH)]
+    }
+
+    /// Strips of block `index`, and the words that each has along the inner axis.
+    fn block(&self, index: usize) -> (&[u32], usize) {
+        let strips = self.size.1.div_ceil(self.words.columns());
+        let length = |index: usize| self.words.of(DEPTH.min(self.size.0 - index * DEPTH));
+        let skip = self.packed.as_ptr().align_offset(64);
+        let start = (0..index).map(|index| length(index) * WIDTH * strips).sum::<usize>();
+        (&self.packed[skip + start..][..length(index) * WIDTH * strips], length(index))
+    }
+}
+
+/// Rows of the left factor, packed for products with a [`PackedRight`].
+#[derive(Default)]
+pub struct PackedRows {
+    packed: Vec<u32>,
+    /// Words before each block.
+    starts: Vec<usize>,
+    rows: usize,
+}
+
+impl PackedRows {
+    /// Packs rows of the right factor's inner length; one for all factors of this length and precision.
+    pub fn pack(&mut self, values: &[f32], right: &PackedRight) {
+        let k = right.size.0;
+        self.clear(values.len() / k);
+        for span in spans(k) {
+            self.push(&values[span.0..], k, span.1, right);
+        }
+    }
+
+    /// Forgets its blocks.
+    pub fn clear(&mut self, rows: usize) {
+        self.starts.clear();
+        self.starts.push(0);
+        self.rows = rows;
+    }
+
+    /// Packs one more block of `count` values of each row; rows lie `stride` apart.
+    pub fn push(&mut self, values: &[f32], stride: usize, count: usize, right: &PackedRight) {
+        let (words, start) = (right.words, self.starts[self.starts.len() - 1]);
+        let length = words.of_left(count);
+        let end = start + length * self.rows;
+        if self.packed.len() < end {
+            self.packed.resize(end, 0);
+        }
+        let left = Left { values, row: stride, column: 1 };
+        for (index, tile) in self.packed[start..end].chunks_mut(words.level.rows() * length).enumerate() {
+            pack_tile(left, index * words.level.rows(), (0, count), words, tile);
+        }
+        self.starts.push(end);
+    }
+
+    /// Writes the product's `columns` (first and number, the first at a strip's begin) to the first columns of `out`, whose rows lie `stride` apart:
+    /// of the right factor's blocks from `block` on as many as these rows have. `then`: which factor comes after it, from which block and column on: it
+    /// is fetched meanwhile.
+    pub fn multiply(
+        &self,
+        right: &PackedRight,
+        block: usize,
+        (first, columns): (usize, usize),
+        (out, stride): (&mut [f32], usize),
+        added: Added,
+        then: Option<(&PackedRight, usize, usize)>,
+    ) {
+        let (words, width, tile) = (right.words, right.words.columns(), right.words.level.rows());
+        assert!(first % width == 0 && first + columns <= right.size.1 && columns <= stride && self.rows > 0);
+        assert!(out.len() >= (self.rows - 1) * stride + columns);
+        let first_before = added.before(out, (self.rows, columns), stride);
+        let out = out.as_mut_ptr();
+        for index in 0..self.starts.len() - 1 {
+            let (strips, length) = right.block(block + index);
+            let packed = &self.packed[self.starts[index]..self.starts[index + 1]];
+            let of_row = packed.len() / self.rows;
+            let strips = &strips[first / width * length * WIDTH..][..columns.div_ceil(width) * length * WIDTH];
+            let before = if index > 0 { Some((out.cast_const(), stride)) } else { first_before };
+            let mut groups = strips.chunks(GROUP * length * WIDTH).enumerate().peekable();
+            while let Some((group, strips)) = groups.next() {
+                // a line for each of the products, so that the next strips come meanwhile
+                let after = || then.map_or(&[][..], |(right, block, first)| right.group(block, first));
+                let next = groups.peek().map_or_else(after, |(_, strips)| strips);
+                let mut next = next.chunks(next.len().div_ceil(self.rows.div_ceil(tile) * strips.len() / (length * WIDTH)).max(1));
+                for row in (0..self.rows).step_by(tile) {
+                    let rows = tile.min(self.rows - row);
+                    for (index, strip) in strips.chunks_exact(length * WIDTH).enumerate() {
+                        next.next().into_iter().for_each(expect_words);
+                        let column = (group * GROUP + index) * width;
+                        let place = Place {
+                            start: out.wrapping_add(row * stride + column),
+                            stride,
+                            rows,
+                            columns: width.min(columns - column),
+                            before: before.map(|(values, stride)| (values.wrapping_add(row * stride + column), stride)),
+                        };
+                        let strip = Strip { words: strip, stride: WIDTH };
+                        // SAFETY: the lengths of the output and of what is before are checked above for all rows and columns.
+                        unsafe { multiply(words, &packed[row * of_row..], strip, length, place) };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Asks for memory in the second-level cache.
+fn expect_words(words: &[u32]) {
+    // SAFETY: any word is four bytes.
+    expect_bytes(unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), size_of_val(words)) });
+}
