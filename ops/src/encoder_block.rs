@@ -146,7 +146,7 @@ impl Packed<'_> {
         for (index, (y, x)) in y.chunks_mut(part * channels).zip(x.chunks(part * channels)).enumerate() {
             let mixed = &scratch.mixed[index * part * inner..][..y.len() / channels * inner];
             scratch.rows[0].pack(mixed, &self.out);
-            scratch.rows[0].multiply(&self.out, 0, (0, channels), (y, channels), Added::To(x, channels), Some((&self.feed[0], 0, 0)));
+            scratch.rows[0].multiply(&self.out, 0, (0, channels), (y, channels), Added::To(x, channels));
             self.feed(y, scratch);
         }
     }
@@ -164,8 +164,7 @@ impl Packed<'_> {
                 1 => rows.pack(x, right),
                 _ => {}
             }
-            let then = self.qkv.get(index + 1).map(|right| (right, 0, 0));
-            rows.multiply(right, 0, (0, inner), (&mut room(out, at + count)[at..], inner), Added::Nothing, then);
+            rows.multiply(right, 0, (0, inner), (&mut room(out, at + count)[at..], inner), Added::Nothing);
         }
         for (out, scale) in qkv.iter_mut().zip(self.unit_scales) {
             scale_units(1e-12, &mut out[at..at + count], scale);
@@ -194,16 +193,14 @@ impl Packed<'_> {
         layer_rows(y, self.feed_norm, self.eps, normed);
         rows.pack(normed, &self.feed[0]);
         for (block, (first, width)) in self.feed_out.spans().enumerate() {
-            let after = [(&self.feed[1], 0, first), (&self.feed_out, block, 0)];
-            for ((inner, right), then) in inner.iter_mut().zip(&self.feed).zip(after) {
-                rows.multiply(right, 0, (first, width), (room(inner, count * width), width), Added::Nothing, Some(then));
+            for (inner, right) in inner.iter_mut().zip(&self.feed) {
+                rows.multiply(right, 0, (first, width), (room(inner, count * width), width), Added::Nothing);
             }
-            let then = (first + width < self.feed_out.inputs()).then_some((&self.feed[0], 0, first + width));
             let gated = room(gated, count * width);
             gelu_gate(&inner[1][..count * width], &inner[0][..count * width], gated);
             of_gated.clear(count);
             of_gated.push(gated, width, width, &self.feed_out);
-            of_gated.multiply(&self.feed_out, block, (0, channels), (y, channels), Added::Own, then);
+            of_gated.multiply(&self.feed_out, block, (0, channels), (y, channels), Added::Own);
         }
     }
 }

@@ -75,8 +75,7 @@ impl<'a> Search<'a> {
         let mut found: Vec<(f32, Vec<(u32, f32)>)> = vec![(f32::NEG_INFINITY, Vec::new()); count];
         for first in (0..entries).step_by(COLUMNS) {
             let columns = COLUMNS.min(entries - first);
-            let then = (first + columns < entries).then_some((&self.packed, 0, first + columns));
-            rows.multiply(&self.packed, 0, (first, columns), (&mut scores, columns), Added::Nothing, then);
+            rows.multiply(&self.packed, 0, (first, columns), (&mut scores, columns), Added::Nothing);
             for ((scores, (best, near)), slack) in scores.chunks_exact(columns).zip(&mut found).zip(&slack) {
                 *best = best.max(largest_of(scores));
                 at_least(scores, *best - slack, first, near);

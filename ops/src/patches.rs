@@ -53,7 +53,7 @@ pub fn patch_tokens(
         layer_rows(&patches[..count * voxels], norm, eps, normed);
         rows.pack(normed, &packed);
         let tokens = &mut patches[..count * channels];
-        rows.multiply(&packed, 0, (0, channels), (tokens, channels), Added::Nothing, None);
+        rows.multiply(&packed, 0, (0, channels), (tokens, channels), Added::Nothing);
         add_bias(tokens, bias);
         layer_rows(tokens, [out_norm, out_shift], eps, out);
     };

@@ -84,10 +84,11 @@ def prefill(tokens, name, label, speed):
                floor=prefill_floor(tokens), weights=f"1b-{name}", tokens=tokens)
 
 
-def ct_vit(name, work, shape, speed, memory, *train):
+def ct_vit(name, work, shape, speed, memory, kind, *train):
     peer = sides.script("p3_ctvit.py", "--shape", shape, "--train", "1" if train else "0", "--extra", "0", runs="--runs")
-    return Row(name, work, sides.bench("encode", None, "--shape", *shape.split(","), *train), peer, f"{speed}x, memory {memory}x", speed, memory,
-               floor=compute_floor("f32"))
+    ours = sides.bench("encode", None, "--shape", *shape.split(","), "--precision", kind, *train)
+    # the peer's products are in f32 in either row, and so is the ceiling
+    return Row(f"{name}-{kind}", f"{work}, {kind}", ours, peer, f"{speed}x, memory {memory}x", speed, memory, floor=compute_floor("f32"))
 
 
 def text(kind, speed, *options):
@@ -108,9 +109,9 @@ ROWS = [
     prefill(126, "q8", "8-bit", 3.0),
     prefill(512, "bf16", "bf16", 1.3),
     prefill(512, "q8", "8-bit", 3.0),
-    ct_vit("encode-13824", "CT-ViT encode, 13,824 tokens", "240,480,480", 3.5, 0.4),
-    ct_vit("encode-4096", "CT-ViT encode, 4096 tokens", "160,320,320", 3.0, 0.4),
-    ct_vit("encode-train", "CT-ViT forward + backward, 4096 tokens", "160,320,320", 2.5, 0.5, "--train"),
+    *(ct_vit("encode-13824", "CT-ViT encode, 13,824 tokens", "240,480,480", 3.5, 0.4, kind) for kind in ("f32", "int16")),
+    *(ct_vit("encode-4096", "CT-ViT encode, 4096 tokens", "160,320,320", 3.0, 0.4, kind) for kind in ("f32", "int16")),
+    *(ct_vit("encode-train", "CT-ViT forward + backward, 4096 tokens", "160,320,320", 2.5, 0.5, kind, "--train") for kind in ("f32", "int16")),
     Row("prepare", "preparation, 512x512x300 .nii.gz to 480x480x240", sides.prepare, sides.script("p4_preprocess.py", "--extra", "0", runs="--runs"),
         "5x, memory 0.3x", 5.0, 0.3, floor=inflate_floor),
     text("f32", 2.0),

@@ -176,7 +176,7 @@ fn a_factor_packed_whole_gives_the_bits_of_one_that_is_not() {
         let mut rows = PackedRows::default();
         rows.pack(&x, &right);
         let mut out = before.clone();
-        rows.multiply(&right, 0, (0, n), (&mut out, n), Added::Own, None);
+        rows.multiply(&right, 0, (0, n), (&mut out, n), Added::Own);
         let (left, mut expected) = (Left { values: &x, row: k, column: 1 }, before.clone());
         add_product((m, k, n), left, Right::values(&w, k, true), Precision::F32, &mut expected);
         assert_eq!(out, expected, "{m} rows");
@@ -186,7 +186,7 @@ fn a_factor_packed_whole_gives_the_bits_of_one_that_is_not() {
             rows.clear(m);
             rows.push(&x[start..], k, count, &right);
             let added = if block == 0 { Added::Nothing } else { Added::Own };
-            rows.multiply(&right, block, (64, 70), (&mut part, 70), added, Some((&right, 0, 0)));
+            rows.multiply(&right, block, (64, 70), (&mut part, 70), added);
         }
         let whole = product((m, k, n), left, Right::values(&w, k, true), Precision::F32);
         for (part, whole) in part.chunks_exact(70).zip(whole.chunks_exact(n)) {

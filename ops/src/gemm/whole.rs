@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::pack::{Words, aligned, pack_tile};
 use super::strips::Factor;
 use super::tile::{Level, Place, Strip, WIDTH, multiply};
-use super::{Added, DEPTH, GROUP, Left, Precision, Right, SCRATCH, expect_bytes, kind};
+use super::{Added, DEPTH, GROUP, Left, Precision, Right, SCRATCH, kind};
 
 /// The right factor of x W^T for a weight W in f32, in strips for each block of [`DEPTH`] values of the inner axis.
 pub struct PackedRight {
@@ -50,21 +50,9 @@ impl PackedRight {
         self.size.1
     }
 
-    /// The inner axis's length.
-    pub fn inputs(&self) -> usize {
-        self.size.0
-    }
-
     /// First value and number of values of each block of the inner axis.
     pub fn spans(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
         spans(self.size.0)
-    }
-
-    /// The strips that are multiplied together from column `first` on.
-    fn group(&self, block: usize, first: usize) -> &[u32] {
-        let (strips, length) = self.block(block);
-        let strips = &strips[first / self.words.columns() * length * WIDTH..];
-        &strips[..strips.len().min(GROUP * length * WIDTH)]
     }
 
     /// Strips of block `index`, and the words that each has along the inner axis.
@@ -119,8 +107,7 @@ impl PackedRows {
     }
 
     /// Writes the product's `columns` (first and number, the first at a strip's begin) to the first columns of `out`, whose rows lie `stride` apart:
-    /// of the right factor's blocks from `block` on as many as these rows have. `then`: which factor comes after it, from which block and column on: it
-    /// is fetched meanwhile.
+    /// of the right factor's blocks from `block` on as many as these rows have.
     pub fn multiply(
         &self,
         right: &PackedRight,
@@ -128,7 +115,6 @@ impl PackedRows {
         (first, columns): (usize, usize),
         (out, stride): (&mut [f32], usize),
         added: Added,
-        then: Option<(&PackedRight, usize, usize)>,
     ) {
         let (words, width, tile) = (right.words, right.words.columns(), right.words.level.rows());
         assert!(first % width == 0 && first + columns <= right.size.1 && columns <= stride && self.rows > 0);
@@ -141,16 +127,10 @@ impl PackedRows {
             let of_row = packed.len() / self.rows;
             let strips = &strips[first / width * length * WIDTH..][..columns.div_ceil(width) * length * WIDTH];
             let before = if index > 0 { Some((out.cast_const(), stride)) } else { first_before };
-            let mut groups = strips.chunks(GROUP * length * WIDTH).enumerate().peekable();
-            while let Some((group, strips)) = groups.next() {
-                // a line for each of the products, so that the next strips come meanwhile
-                let after = || then.map_or(&[][..], |(right, block, first)| right.group(block, first));
-                let next = groups.peek().map_or_else(after, |(_, strips)| strips);
-                let mut next = next.chunks(next.len().div_ceil(self.rows.div_ceil(tile) * strips.len() / (length * WIDTH)).max(1));
+            for (group, strips) in strips.chunks(GROUP * length * WIDTH).enumerate() {
                 for row in (0..self.rows).step_by(tile) {
                     let rows = tile.min(self.rows - row);
                     for (index, strip) in strips.chunks_exact(length * WIDTH).enumerate() {
-                        next.next().into_iter().for_each(expect_words);
                         let column = (group * GROUP + index) * width;
                         let place = Place {
                             start: out.wrapping_add(row * stride + column),
@@ -167,10 +147,4 @@ impl PackedRows {
             }
         }
     }
-}
-
-/// Asks for memory in the second-level cache.
-fn expect_words(words: &[u32]) {
-    // SAFETY: any word is four bytes.
-    expect_bytes(unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), size_of_val(words)) });
 }
