@@ -102,7 +102,7 @@ enum Work {
         /// Its voxels along z, y, x.
         #[arg(long, value_delimiter = ',', num_args = 1..=3, default_values_t = [240, 480, 480], value_name = "D,H,W")]
         shape: Vec<usize>,
-        /// The numbers of its products with weights.
+        /// The numbers of its transformers' products with weights.
         #[arg(long, default_value = "f32")]
         precision: VisionNumbers,
         /// Forward and backward pass and an optimiser step.
@@ -130,6 +130,8 @@ enum Work {
 enum Dtype {
     /// 32 bits.
     F32,
+    /// f32 in integers of 16 bits with exact sums.
+    Int16,
     /// bf16, with sums in f32.
     Bf16,
 }
@@ -155,6 +157,7 @@ impl From<Dtype> for Precision {
     fn from(dtype: Dtype) -> Self {
         match dtype {
             Dtype::F32 => Precision::F32,
+            Dtype::Int16 => Precision::Int16,
             Dtype::Bf16 => Precision::Bf16,
         }
     }

@@ -125,6 +125,7 @@ fn set(root: &mut Value, text: &str) -> std::result::Result<(), String> {
 mod tests {
     use super::*;
     use crate::text::{EncoderConfig, Precision};
+    use crate::vision::VisionPrecision;
 
     #[test]
     fn every_preset_is_whole_and_reads_back_as_it_was_written() {
@@ -168,6 +169,15 @@ mod tests {
     }
 
     #[test]
+    fn visions_precision_is_f32_unless_said_otherwise_and_never_bf16() {
+        let precision = |sets: &[String]| Config::load("ct-rate-bert", sets).map(|config| config.vision.precision);
+        assert_eq!(precision(&[]).unwrap(), VisionPrecision::F32);
+        assert_eq!(precision(&["vision.precision=int16".to_string()]).unwrap(), VisionPrecision::Int16);
+        let message = precision(&["vision.precision=bf16".to_string()]).unwrap_err().to_string();
+        assert!(message.contains("bf16") && message.contains("int16"), "{message}");
+    }
+
+    #[test]
     fn the_text_encoders_precision_is_read_and_a_wrong_or_missing_one_refused() {
         let precision = |sets: &[String]| match Config::load("ct-rate-bert", sets).map(|config| config.text.encoder) {
             Ok(EncoderConfig::Bert { precision, .. }) => Ok(precision),
@@ -176,8 +186,9 @@ mod tests {
         };
         assert_eq!(precision(&[]), Ok(Precision::F32));
         assert_eq!(precision(&["text.encoder.precision=bf16".to_string()]), Ok(Precision::Bf16));
+        assert_eq!(precision(&["text.encoder.precision=int16".to_string()]), Ok(Precision::Int16));
         let message = precision(&["text.encoder.precision=f64".to_string()]).unwrap_err();
-        assert!(message.contains("f64") && message.contains("`f32` or `bf16`"), "{message}");
+        assert!(message.contains("f64") && message.contains("one of `f32`, `int16`, `bf16`"), "{message}");
         let message = precision(&["text.encoder={kind: bert, folder: x, pooling: cls, max_tokens: 256}".to_string()]).unwrap_err();
         assert!(message.contains("precision"), "{message}");
     }

@@ -58,8 +58,7 @@ pub enum Precision {
     /// Products and sums in f32.
     F32,
     /// f32 in integers of 16 bits, a scale for each row and column of up to 1024 values, with exact sums of 128: a product lies some 1e-4 of its
-    /// size from f32's, ten times nearer than TF32's, and takes half the time. All that is not f32, and all on a processor without AVX-512-VNNI,
-    /// as [`Precision::F32`].
+    /// size from f32's, and takes half its time. What is not f32, and all on a processor without AVX-512-VNNI, as [`Precision::F32`].
     Int16,
     /// Factors of 16 bits, whichever the processor multiplies fastest: rounded to bf16 with sums in f32, or of a frozen matrix to f16 with sums of
     /// 64 in f16 and f32 beyond, which is more exact; on a processor without such products, f32.
