@@ -20,6 +20,15 @@ pub fn fused(tensors: &[&Tensor]) -> bool {
     tensors.iter().all(|t| t.dtype() == DType::F32 && t.device().is_cpu())
 }
 
+/// The tensors as a kernel without gradients reads them: contiguous, f32 in the host's memory, else an error of `what`.
+pub fn held<'a>(what: &str, tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<Vec<Tensor>> {
+    let held: Vec<Tensor> = tensors.into_iter().map(|tensor| tensor.detach().contiguous()).collect::<Result<_>>()?;
+    if !held.iter().all(|tensor| fused(&[tensor])) {
+        bail!("{what}: expected f32 in the host's memory");
+    }
+    Ok(held)
+}
+
 /// The values of a contiguous f32 storage.
 pub fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     match layout.contiguous_offsets() {

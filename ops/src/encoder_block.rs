@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::activation::gelu_gate;
 use crate::attention::batch::{Batch, Heads, Order, Sizes};
-use crate::cpu::{Values, cleared, fused, rewritten, written};
+use crate::cpu::{Values, cleared, held, rewritten, written};
 use crate::gemm::{Added, PackedRight, PackedRows, Precision};
 use crate::norm::{layer_rows, scale_units};
 
@@ -59,11 +59,8 @@ pub fn encoder_block(x: &Tensor, block: &EncoderBlock, bias: Option<&Tensor>) ->
         bail!("encoder block: x is {:?}, the bias {:?}, {block:?}", x.shape(), bias.map(Tensor::shape));
     }
     let tensors = [block.to_q, block.to_kv, block.to_out, block.feed_in, block.feed_out];
-    let held = tensors.into_iter().chain(block.norm).chain(block.unit_scales).chain(block.feed_norm).chain(bias).chain([x]);
-    let held: Vec<Tensor> = held.map(|tensor| tensor.detach().contiguous()).collect::<Result<_>>()?;
-    if !fused(&held.iter().collect::<Vec<_>>()) {
-        bail!("encoder block: expected f32 in the host's memory");
-    }
+    let rows = block.norm.into_iter().chain(block.unit_scales).chain(block.feed_norm);
+    let held = held("encoder block", tensors.into_iter().chain(rows).chain(bias).chain([x]))?;
     let values: Vec<Values> = held.iter().map(Values::of).collect::<Result<_>>()?;
     let values: Vec<&[f32]> = values.iter().map(|values| &**values).collect();
     let [to_q, to_kv, to_out, feed_in, feed_out, norm, shift, q_scale, k_scale, feed_norm, feed_shift, rest @ ..] = &values[..] else {

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::cpu::{Values, cleared, fused, made_in_pieces, values, written};
+use crate::cpu::{Values, cleared, fused, held, made_in_pieces, values, written};
 use crate::gemm::{Added, PackedRight, PackedRows, Precision};
 use crate::linear::add_bias;
 use crate::norm::layer_rows;
@@ -35,11 +35,7 @@ pub fn patch_tokens(
     if inputs != voxels || !long(norms[0], voxels) || !long(norms[1], channels) || bias.elem_count() != channels || channels == 0 {
         bail!("patch tokens: patches of {voxels} voxels, weight {:?}, bias {:?}, norms {norms:?}", weight.shape(), bias.shape());
     }
-    let held = [volumes, weight, bias].into_iter().chain(norms.into_iter().flatten()).map(|tensor| tensor.detach().contiguous());
-    let held = held.collect::<Result<Vec<_>>>()?;
-    if !fused(&held.iter().collect::<Vec<_>>()) {
-        bail!("patch tokens: expected f32 in the host's memory");
-    }
+    let held = held("patch tokens", [volumes, weight, bias].into_iter().chain(norms.into_iter().flatten()))?;
     let values: Vec<Values> = held.iter().map(Values::of).collect::<Result<_>>()?;
     let [volumes, weight, bias, norm @ .., out_norm, out_shift] = &values[..] else { unreachable!("there are seven tensors") };
     let norm = [&*norm[0], &*norm[1]];

@@ -21,7 +21,7 @@ use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
-use crate::cpu::{cleared, written};
+use crate::cpu::{cleared, rewritten, written};
 use crate::matrix::Format;
 #[cfg(target_arch = "x86_64")]
 pub use pack::turn_16;
@@ -347,10 +347,10 @@ impl PackedLeft {
             if packed.len() < count {
                 packed = vec![0; count];
             }
-            // SAFETY: both have one layout, and only words are written to it. All of them are words already.
-            let spare = unsafe { std::slice::from_raw_parts_mut(packed.as_mut_ptr().cast::<MaybeUninit<u32>>(), count) };
+            // SAFETY: only words are written to it.
+            let words = unsafe { rewritten(&mut packed[..count]) };
             // SAFETY: they were words.
-            pack(spare, |words| unsafe { words.assume_init_mut() });
+            pack(words, |words| unsafe { words.assume_init_mut() });
             packed
         };
         PackedLeft { words: packed, starts, tile, rows: m }
