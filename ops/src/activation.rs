@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, Layout, Result, Shape, Tensor, bail};
 
 use crate::composed;
-use crate::cpu::{PIECE, Values, for_pieces, fused, made_in_pieces, made_in_pieces2, rows_a_piece, values};
+use crate::cpu::{PIECE, Values, fused, made_in_pieces, made_in_pieces2, rows_a_piece, values};
 use crate::simd::{normal_cdf, normal_density, sigmoid, vectorised};
 
 /// GELU with the exact error function, elementwise. Any shape.
@@ -38,13 +38,9 @@ pub fn geglu_halves(both: &Tensor) -> Result<Tensor> {
     geglu(&both.narrow(D::Minus1, 0, half)?.contiguous()?, &both.narrow(D::Minus1, half, half)?.contiguous()?)
 }
 
-/// GELU of y + bias in y's place; rows are as long as `bias`.
-pub(crate) fn gelu_of_sum(y: &mut [f32], bias: &[f32]) {
-    for_pieces(y, rows_a_piece(bias.len()) * bias.len(), |_, y| gelu_sums(y, bias));
-}
-
 vectorised! {
-    fn gelu_sums(y: &mut [f32], bias: &[f32]) {
+    /// GELU of y + bias in y's place; rows are as long as `bias`.
+    pub(crate) fn gelu_sums(y: &mut [f32], bias: &[f32]) {
         for y in y.chunks_exact_mut(bias.len()) {
             for (y, &b) in y.iter_mut().zip(bias) {
                 let x = *y + b;

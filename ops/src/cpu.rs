@@ -88,6 +88,14 @@ pub unsafe fn rewritten<T: Copy>(values: &mut [T]) -> &mut [MaybeUninit<T>] {
     unsafe { &mut *(std::ptr::from_mut(values) as *mut [MaybeUninit<T>]) }
 }
 
+/// The first `count` values of a room that is kept for the next use.
+pub fn room(values: &mut Vec<f32>, count: usize) -> &mut [f32] {
+    if values.len() < count {
+        values.resize(count, 0.0);
+    }
+    &mut values[..count]
+}
+
 /// Zeros in fresh memory.
 pub fn cleared<T: Copy + Default>(out: &mut [MaybeUninit<T>]) -> &mut [T] {
     out.fill(MaybeUninit::new(T::default()));

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::activation::gelu_gate;
 use crate::attention::batch::{Batch, Heads, Order, Sizes};
-use crate::cpu::{Values, cleared, held, rewritten, written};
+use crate::cpu::{Values, cleared, held, rewritten, room, written};
 use crate::gemm::{Added, PackedRight, PackedRows, Precision};
 use crate::norm::{layer_rows, scale_units};
 
@@ -119,14 +119,6 @@ struct Scratch {
     inner: [Vec<f32>; 2],
     gated: Vec<f32>,
     rows: [PackedRows; 2],
-}
-
-/// The first `count` values of a room.
-fn room(values: &mut Vec<f32>, count: usize) -> &mut [f32] {
-    if values.len() < count {
-        values.resize(count, 0.0);
-    }
-    &mut values[..count]
 }
 
 impl Packed<'_> {

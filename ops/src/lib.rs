@@ -15,11 +15,11 @@ macro_rules! or_cuda {
 }
 
 mod activation;
-mod affine;
 mod attention;
 mod attention_block;
 mod awake;
 mod bands;
+mod bert_block;
 mod checkpoint;
 pub mod composed;
 mod conv3d;
@@ -50,10 +50,10 @@ mod softmax;
 pub mod transfers;
 
 pub use activation::{geglu, geglu_halves, gelu, swiglu};
-pub use affine::{Affine, merge_heads};
 pub use attention::{Attention, attend_few, attention, attention_with_weights};
 pub use attention_block::{AttentionBlock, attention_block};
 pub use awake::{GRADIENT_STACK, awake};
+pub use bert_block::BertBlock;
 pub use checkpoint::{checkpoint, checkpoint_keeping_products};
 pub use conv3d::{ConvPadding, depthwise_conv3d};
 pub use cross_entropy::{cross_entropy, linear_cross_entropy};

@@ -4,9 +4,7 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use crate::composed;
-use crate::cpu::{
-    Values, for_pieces, fused, made_in_pieces, made_in_pieces2, rows_a_partial, rows_a_piece, sum_partials, sum_rows, values,
-};
+use crate::cpu::{Values, fused, made_in_pieces, made_in_pieces2, rows_a_partial, rows_a_piece, sum_partials, sum_rows, values};
 use crate::simd::{dot, sum, sum_of, vectorised};
 
 /// Layer norm over the last axis. x: (..., C), weight: (C), bias: (C) -> (..., C).
@@ -48,11 +46,9 @@ pub(crate) fn rms_gradient(x: &[f32], weight: &[f32], grad: &[f32], eps: f32) ->
     made_in_pieces(x.len(), piece, |i, dx| norm_gradients(norm, &x[i * piece..], weight, &grad[i * piece..], dx, &mut []))
 }
 
-/// Layer norm of residual + (y + bias), in y's place; rows are as long as `weight`, `shift` and `bias`.
-pub(crate) fn layer_norm_of_sum(y: &mut [f32], bias: &[f32], residual: &[f32], [weight, shift]: [&[f32]; 2], eps: f32) {
-    let (norm, piece) = (Norm { centred: true, eps }, rows_a_piece(weight.len()) * weight.len());
-
-    for_pieces(y, piece, |i, y| norm_sums(norm, y, bias, &residual[i * piece..], weight, shift));
+/// Layer norm of residual + y, in y's place, on one core; rows are as long as `weight` and `shift`.
+pub(crate) fn layer_rows_of_sum(y: &mut [f32], residual: &[f32], [weight, shift]: [&[f32]; 2], eps: f32) {
+    norm_sums(Norm { centred: true, eps }, y, residual, weight, shift);
 }
 
 /// x / max(|x|, eps) over the last axis, as `torch.nn.functional.normalize`. x: (..., C) -> (..., C).
@@ -102,12 +98,10 @@ vectorised! {
         }
     }
 
-    fn norm_sums(norm: Norm, y: &mut [f32], bias: &[f32], residual: &[f32], weight: &[f32], shift: &[f32]) {
+    fn norm_sums(norm: Norm, y: &mut [f32], residual: &[f32], weight: &[f32], shift: &[f32]) {
         let width = weight.len();
         for (y, residual) in y.chunks_exact_mut(width).zip(residual.chunks_exact(width)) {
-            for ((y, &b), &x) in y.iter_mut().zip(bias).zip(residual) {
-                *y = x + (*y + b);
-            }
+            y.iter_mut().zip(residual).for_each(|(y, x)| *y += x);
             let (mean, r) = norm.statistics(y);
             for ((y, &w), &s) in y.iter_mut().zip(weight).zip(shift) {
                 *y = (*y - mean) * r * w + s;

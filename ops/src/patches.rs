@@ -18,11 +18,12 @@ pub fn patches(volumes: &Tensor, size: [usize; 3]) -> Result<Tensor> {
     if fused(&[volumes]) { volumes.contiguous()?.apply_op1(cut) } else { cut.composed(volumes) }
 }
 
-/// CT-ViT's patch embedding for reading: a layer norm of each patch, x W^T + b, a layer norm, without the patches ever being a tensor. In f32 on the
-/// CPU, the bits of the operations one by one; no gradient.
+/// CT-ViT's patch embedding for reading: a layer norm of each patch, x W^T + b in `precision`, a layer norm, without the patches ever being a tensor.
+/// On the CPU, in f32 the bits of the operations one by one; no gradient.
 ///
 /// volumes: (B, F, H, W), size: as for [`patches`] with P voxels, norms: weight and bias (P) and (C), weight: (C, P), bias: (C) -> (patches, C).
 pub fn patch_tokens(
+    precision: Precision,
     volumes: &Tensor,
     size: [usize; 3],
     norms: [[&Tensor; 2]; 2],
@@ -39,7 +40,7 @@ pub fn patch_tokens(
     let values: Vec<Values> = held.iter().map(Values::of).collect::<Result<_>>()?;
     let [volumes, weight, bias, norm @ .., out_norm, out_shift] = &values[..] else { unreachable!("there are seven tensors") };
     let norm = [&*norm[0], &*norm[1]];
-    let packed = PackedRight::new(weight, voxels, Precision::F32);
+    let packed = PackedRight::new(weight, voxels, precision);
     let work = |(patches, normed, rows): &mut (Vec<f32>, Vec<f32>, PackedRows), (piece, out): (usize, &mut [_])| {
         let out = cleared(out);
         let count = out.len() / channels;

@@ -155,8 +155,11 @@ fn across_512<const V: usize>(Lanes { values, stride, lanes, count }: Lanes, wid
 
 /// `H`: registers that the columns fill.
 #[target_feature(enable = "avx512f,avx512vnni")]
+#[allow(clippy::needless_range_loop, reason = "iterators' closures would not be inlined here")]
 pub unsafe fn tile<const R: usize, const H: usize>(left: *const u32, right: Strip, words: usize, place: Place) {
-    let mut totals = [[_mm512_setzero_ps(); H]; R];
+    // in memory, which the compiler must not see through: else it would keep the sums there all along
+    let mut totals = std::mem::MaybeUninit::<[[__m512; H]; R]>::uninit();
+    let totals = std::hint::black_box(totals.as_mut_ptr()).cast::<__m512>();
     let (mut a, mut b) = (left, right.words.as_ptr());
     for start in (0..words).step_by(SUMMED / 2) {
         let mut sums = [[_mm512_setzero_si512(); H]; R];
@@ -177,21 +180,24 @@ pub unsafe fn tile<const R: usize, const H: usize>(left: *const u32, right: Stri
                 b = b.wrapping_add(WIDTH);
             }
         }
-        // as a copy: else the compiler would keep the sums in memory all along, since it turns over them here
-        let sums = std::hint::black_box(sums);
-        for (total, &sum) in totals.iter_mut().flatten().zip(sums.iter().flatten()) {
-            *total = _mm512_add_ps(*total, _mm512_cvtepi32_ps(sum));
+        for r in 0..R {
+            for h in 0..H {
+                let (total, sum) = (totals.wrapping_add(r * H + h), _mm512_cvtepi32_ps(sums[r][h]));
+                // SAFETY: a place of the totals, written before it is read.
+                unsafe { total.write(if start > 0 { _mm512_add_ps(total.read(), sum) } else { sum }) };
+            }
         }
     }
-    // SAFETY: rows and strips end with their scales; the rest is masked to the place's columns, which the caller has promised.
+    // SAFETY: rows and strips end with their scales; the totals are written, since there are words; the rest is masked to the place's columns,
+    // which the caller has promised.
     unsafe {
         let of_columns: [__m512; H] = std::array::from_fn(|h| _mm512_loadu_ps(b.wrapping_add(16 * h).cast()));
-        for (r, totals) in totals.iter().enumerate() {
+        for r in 0..R {
             let of_row = _mm512_castsi512_ps(_mm512_set1_epi32(*a.add(r) as i32));
-            for (h, &total) in totals.iter().enumerate() {
+            for h in 0..H {
                 let mask = mask(place.columns, h);
                 let out = place.start.add(r * place.stride).wrapping_add(h * LANES);
-                let whole = _mm512_mul_ps(total, of_row);
+                let whole = _mm512_mul_ps(totals.wrapping_add(r * H + h).read(), of_row);
                 _mm512_mask_storeu_ps(out, mask, _mm512_fmadd_ps(whole, of_columns[h], place.before_at(r, h, mask)));
             }
         }

@@ -7,7 +7,7 @@ use super::strips::Factor;
 use super::tile::{Level, Place, Strip, WIDTH, multiply};
 use super::{Added, DEPTH, GROUP, Left, Precision, Right, SCRATCH, kind};
 
-/// The right factor of x W^T for a weight W in f32, in strips for each block of [`DEPTH`] values of the inner axis.
+/// The right factor of x W^T for a weight W, in strips for each block of [`DEPTH`] values of the inner axis.
 pub struct PackedRight {
     words: Words,
     /// (k, n)
@@ -21,9 +21,14 @@ fn spans(k: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
 }
 
 impl PackedRight {
-    /// Packs the weight (n, k), on all cores.
+    /// Packs an f32 weight (n, k), on all cores.
     pub fn new(weight: &[f32], k: usize, precision: Precision) -> Self {
-        let (level, right, n) = (Level::best(), Right::values(weight, k, true), weight.len() / k);
+        PackedRight::of(Right::values(weight, k, true), weight.len() / k, precision)
+    }
+
+    /// Packs a turned factor of `n` rows, on all cores.
+    pub fn of(right: Right, n: usize, precision: Precision) -> Self {
+        let (level, k) = (Level::best(), right.columns);
         let words = Words { kind: kind(level, precision, true, [right].iter()), level };
         let strips = n.div_ceil(words.columns());
         let count = spans(k).map(|(_, count)| words.of(count) * WIDTH * strips).sum();

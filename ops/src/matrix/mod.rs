@@ -19,7 +19,7 @@ use crate::cpu::{Values, values};
 use crate::cuda::{LowRank, QuantisedWeight};
 use crate::few::{add_rows_times, rows_times, rows_times_each};
 use crate::frozen_linear;
-use crate::gemm::{Precision, Right};
+use crate::gemm::{PackedRight, Precision, Right};
 use crate::kept;
 use crate::linear::output_shape;
 use crate::transfers::{self, host_values};
@@ -349,6 +349,12 @@ impl Matrix {
     fn factor(&self, turned: bool) -> (Right<'_>, usize) {
         let Rows::Host { bytes, range, order } = &self.rows else { unreachable!("the callers have looked") };
         (self.right(bytes, range, order, turned), if turned { self.size.0 } else { self.size.1 })
+    }
+
+    /// The factor of x W^T, packed whole, of a matrix on the CPU.
+    pub(crate) fn packed(&self) -> PackedRight {
+        let (right, n) = self.factor(true);
+        PackedRight::of(right, n, self.precision)
     }
 
     /// x W^T (turned), or x W, of a matrix on the CPU.

@@ -58,6 +58,12 @@ fn one_by_one(x: &Tensor, w: &[Tensor], heads: usize, bias: Option<&Tensor>) -> 
     ops::linear_residual(Precision::F32, &ops::geglu_halves(&both).unwrap(), &w[10], &y).unwrap()
 }
 
+/// Length of the difference as a share of the expected values' own.
+fn distance(found: &[f32], expected: &[f32]) -> f64 {
+    let square = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>();
+    (square(&mut found.iter().zip(expected).map(|(a, b)| a - b)) / square(&mut expected.iter().copied())).sqrt()
+}
+
 #[test]
 fn an_encoder_block_gives_the_bits_of_its_operations_and_in_integers_nearly_its_values() {
     // sequences shorter and longer than what goes through the products together, widths beyond one block of the inner axis
@@ -71,9 +77,8 @@ fn an_encoder_block_gives_the_bits_of_its_operations_and_in_integers_nearly_its_
         assert_eq!(found.dims(), x.dims());
         assert!(flat(&found) == expected, "{sequences} sequences of {length}");
         let near = flat(&ops::encoder_block(&x, &block(&w, Precision::Int16), bias.as_ref()).unwrap());
-        let square = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>();
-        let off = square(&mut near.iter().zip(&expected).map(|(a, b)| a - b)) / square(&mut expected.iter().copied());
-        assert!(off.sqrt() < 5e-4, "{sequences} sequences of {length}: {}", off.sqrt());
+        let off = distance(&near, &expected);
+        assert!(off < 5e-4, "{sequences} sequences of {length}: {off}");
     }
 }
 
@@ -94,10 +99,12 @@ fn patches_become_tokens_with_the_bits_of_the_operations() {
     let tokens = ops::linear(&ops::layer_norm(&patches, &gamma, Some(&beta), 1e-5).unwrap(), &weight, Some(&bias)).unwrap();
     let expected = ops::layer_norm(&tokens, &out_gamma, Some(&out_beta), 1e-5).unwrap();
     let norms = [[&gamma, &beta], [&out_gamma, &out_beta]];
-    let found = ops::patch_tokens(&volumes, size, norms, [&weight, &bias], 1e-5).unwrap();
+    let tokens = |precision| ops::patch_tokens(precision, &volumes, size, norms, [&weight, &bias], 1e-5).unwrap();
+    let found = tokens(Precision::F32);
     assert_eq!(found.dims(), [2 * 2 * 8 * 5, 33]);
     assert!(flat(&found) == flat(&expected));
-    let wrong = ops::patch_tokens(&volumes, [3, 5, 5], norms, [&weight, &bias], 1e-5).unwrap_err().to_string();
+    assert!(distance(&flat(&tokens(Precision::Int16)), &flat(&expected)) < 5e-4);
+    let wrong = ops::patch_tokens(Precision::F32, &volumes, [3, 5, 5], norms, [&weight, &bias], 1e-5).unwrap_err().to_string();
     assert!(wrong.contains("75 voxels"), "{wrong}");
 }
 

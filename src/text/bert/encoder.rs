@@ -3,13 +3,14 @@
 use std::path::Path;
 
 use candle_core::Tensor;
+use ctscribe_ops::BertBlock;
 use ctscribe_ops::transfers::{self, host_values};
 use serde::{Deserialize, Serialize};
 
 use crate::weights::{Init, Params};
 use crate::{Error, Result};
 
-use super::frozen::{FrozenLayer, Precision};
+use super::frozen::{self, Precision};
 use super::{STD, apply, apply_norm, linear, norm};
 
 /// The part of a BERT `config.json` that decides what is computed.
@@ -64,7 +65,7 @@ pub struct BertEncoder {
     positions: Tensor,
     types: Tensor,
     norm: [Tensor; 2],
-    layers: Vec<FrozenLayer>,
+    layers: Vec<BertBlock>,
     pooler: Option<[Tensor; 2]>,
 }
 
@@ -77,7 +78,7 @@ impl BertEncoder {
         // an index that old versions of transformers wrote (peers.md a.9)
         embeddings.unused("position_ids");
         let pooler = params.at("pooler.dense");
-        let layer = |index: usize| FrozenLayer::new(config, precision, &params.at("encoder.layer").at(index));
+        let layer = |index: usize| frozen::layer(config, precision, &params.at("encoder.layer").at(index));
         Ok(BertEncoder {
             words: table("word_embeddings", config.vocab_size)?,
             positions: table("position_embeddings", config.max_position_embeddings)?,

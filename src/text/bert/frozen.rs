@@ -1,7 +1,7 @@
 //! The frozen encoder's layers: nothing in them has a gradient.
 
 use candle_core::{DType, Tensor};
-use ctscribe_ops::{self as ops, Affine, Attention, Matrix};
+use ctscribe_ops::{self as ops, BertBlock, Matrix};
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
@@ -33,57 +33,28 @@ impl Precision {
 }
 
 /// A layer of BERT (norms behind the residual sums) with its names.
-#[derive(Debug)]
-pub(super) struct FrozenLayer {
-    /// Queries, keys, values.
-    projections: [Affine; 3],
-    out: Affine,
-    attention_norm: [Tensor; 2],
-    up: Affine,
-    down: Affine,
-    norm: [Tensor; 2],
-    heads: usize,
-    eps: f64,
-}
-
-impl FrozenLayer {
-    pub(super) fn new(config: &BertConfig, precision: Precision, params: &Params) -> Result<Self> {
-        let (width, ffn, attention) = (config.hidden_size, config.intermediate_size, params.at("attention"));
-        let affine = |params: &Params, (inputs, outputs)| affine(params, (inputs, outputs), precision);
-        let projection = |name: &str| affine(&attention.at("self").at(name), (width, width));
-        Ok(FrozenLayer {
-            projections: [projection("query")?, projection("key")?, projection("value")?],
-            out: affine(&attention.at("output.dense"), (width, width))?,
-            attention_norm: norm(&attention.at("output.LayerNorm"), width)?,
-            up: affine(&params.at("intermediate.dense"), (width, ffn))?,
-            down: affine(&params.at("output.dense"), (ffn, width))?,
-            norm: norm(&params.at("output.LayerNorm"), width)?,
-            heads: config.num_attention_heads,
-            eps: config.layer_norm_eps,
-        })
-    }
-
-    /// x: (B, L, C), mask: (B, L), 1 where a token is -> (B, L, C).
-    pub(super) fn forward(&self, x: &Tensor, mask: &Tensor) -> Result<Tensor> {
-        let (b, l, width) = x.dims3()?;
-        let head = width / self.heads;
-        // (B, H, L, C / H), as attention reads it without a copy
-        let heads = |x: &Tensor| x.reshape((b, l, self.heads, head))?.transpose(1, 2);
-        let [query, key, value] = &self.projections;
-        let [q, k, v] = Affine::forward_each([query, key, value], x)?;
-        let options = Attention { key_mask: Some(mask), ..Attention::full(1.0 / (head as f64).sqrt()) };
-        let mixed = ops::merge_heads(&ops::attention(&heads(&q)?, &heads(&k)?, &heads(&v)?, &options)?)?;
-        let x = self.out.forward_norm(&mixed, x, self.attention_norm.each_ref(), self.eps)?;
-        Ok(self.down.forward_norm(&self.up.forward_gelu(&x)?, &x, self.norm.each_ref(), self.eps)?)
-    }
+pub(super) fn layer(config: &BertConfig, precision: Precision, params: &Params) -> Result<BertBlock> {
+    let (width, ffn, attention) = (config.hidden_size, config.intermediate_size, params.at("attention"));
+    let affine = |params: &Params, (inputs, outputs)| affine(params, (inputs, outputs), precision);
+    let projection = |name: &str| affine(&attention.at("self").at(name), (width, width));
+    let layers = [
+        projection("query")?,
+        projection("key")?,
+        projection("value")?,
+        affine(&attention.at("output.dense"), (width, width))?,
+        affine(&params.at("intermediate.dense"), (width, ffn))?,
+        affine(&params.at("output.dense"), (ffn, width))?,
+    ];
+    let norms = [norm(&attention.at("output.LayerNorm"), width)?, norm(&params.at("output.LayerNorm"), width)?];
+    Ok(BertBlock::new(layers, norms.each_ref().map(|norm| norm.each_ref()), config.num_attention_heads, config.layer_norm_eps)?)
 }
 
 /// Weight (outputs, inputs) in `precision` and bias (outputs) of a frozen linear layer.
-fn affine(params: &Params, (inputs, outputs): (usize, usize), precision: Precision) -> Result<Affine> {
+fn affine(params: &Params, (inputs, outputs): (usize, usize), precision: Precision) -> Result<(Matrix, Tensor)> {
     let weight = params.clone().with_dtype(precision.dtype()).get("weight", &[outputs, inputs], Init::Normal(STD))?;
     let weight = Matrix::from_tensor(&weight)?;
     let weight = if precision == Precision::Int16 { weight.with_precision(ops::Precision::Int16) } else { weight };
-    Ok(Affine::new(weight, &params.get("bias", &[outputs], Init::Zeros)?)?)
+    Ok((weight, params.get("bias", &[outputs], Init::Zeros)?))
 }
 
 #[cfg(test)]
