@@ -3,13 +3,13 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::cpu::{Values, cleared, fused, held, made_in_pieces, values, written};
+use crate::cpu::{Values, cleared, fused, held, made_in_pieces, room, values, written};
 use crate::gemm::{Added, PackedRight, PackedRows, Precision};
 use crate::linear::add_bias;
 use crate::norm::layer_rows;
 
-/// Patches that become tokens together.
-const ROWS: usize = 56;
+/// Patches that become tokens together: fewer would read the weight more often.
+const ROWS: usize = 112;
 
 /// volumes: (B, F, H, W), size: voxels (frames, rows, columns) of a patch, which divide the volume
 /// -> (patches, voxels), patches in the order (b, t, gh, gw), voxels in the order (frame, row, column).
@@ -18,12 +18,11 @@ pub fn patches(volumes: &Tensor, size: [usize; 3]) -> Result<Tensor> {
     if fused(&[volumes]) { volumes.contiguous()?.apply_op1(cut) } else { cut.composed(volumes) }
 }
 
-/// CT-ViT's patch embedding for reading: a layer norm of each patch, x W^T + b in `precision`, a layer norm, without the patches ever being a tensor.
-/// On the CPU, in f32 the bits of the operations one by one; no gradient.
+/// CT-ViT's patch embedding for reading: a layer norm of each patch, x W^T + b, a layer norm, without the patches ever being a tensor. In f32 on the
+/// CPU, the bits of the operations one by one; no gradient.
 ///
 /// volumes: (B, F, H, W), size: as for [`patches`] with P voxels, norms: weight and bias (P) and (C), weight: (C, P), bias: (C) -> (patches, C).
 pub fn patch_tokens(
-    precision: Precision,
     volumes: &Tensor,
     size: [usize; 3],
     norms: [[&Tensor; 2]; 2],
@@ -40,16 +39,16 @@ pub fn patch_tokens(
     let values: Vec<Values> = held.iter().map(Values::of).collect::<Result<_>>()?;
     let [volumes, weight, bias, norm @ .., out_norm, out_shift] = &values[..] else { unreachable!("there are seven tensors") };
     let norm = [&*norm[0], &*norm[1]];
-    let packed = PackedRight::new(weight, voxels, precision);
-    let work = |(patches, normed, rows): &mut (Vec<f32>, Vec<f32>, PackedRows), (piece, out): (usize, &mut [_])| {
+    let packed = PackedRight::new(weight, voxels, Precision::F32);
+    let work = |(patch, normed, tokens, rows): &mut (Vec<f32>, Vec<f32>, Vec<f32>, PackedRows), (piece, out): (usize, &mut [_])| {
         let out = cleared(out);
-        let count = out.len() / channels;
-        patches.resize(count * voxels.max(channels), 0.0);
-        normed.resize(count * voxels, 0.0);
-        patches.chunks_exact_mut(voxels).take(count).enumerate().for_each(|(row, patch)| cut.copy(piece * ROWS + row, volumes, patch));
-        layer_rows(&patches[..count * voxels], norm, eps, normed);
+        let (patch, normed) = (room(patch, voxels), room(normed, out.len() / channels * voxels));
+        for (row, normed) in normed.chunks_exact_mut(voxels).enumerate() {
+            cut.copy(piece * ROWS + row, volumes, patch);
+            layer_rows(patch, norm, eps, normed);
+        }
         rows.pack(normed, &packed);
-        let tokens = &mut patches[..count * channels];
+        let tokens = room(tokens, out.len());
         rows.multiply(&packed, 0, (0, channels), (tokens, channels), Added::Nothing);
         add_bias(tokens, bias);
         layer_rows(tokens, [out_norm, out_shift], eps, out);

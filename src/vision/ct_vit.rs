@@ -116,8 +116,8 @@ enum Embedding {
     Mlp { first: [Tensor; 2], second: [Tensor; 2] },
 }
 
-/// The numbers in which CT-ViT multiplies by the weights of its patch embedding and its transformers, forward and backward; attention, norms and all
-/// else are in f32.
+/// The numbers in which CT-ViT's transformers multiply by weights, forward and backward; attention, norms and all else are in f32, and so is the
+/// patch embedding, whose error would stay in every token and be larger than that of all layers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VisionPrecision {
@@ -149,7 +149,6 @@ pub struct CtVit {
     spatial: Transformer,
     temporal: Transformer,
     quantizer: Quantizer,
-    precision: Precision,
 }
 
 /// What each stage gives, (B, T, Gh, Gw, C).
@@ -185,7 +184,6 @@ impl CtVit {
             temporal: Transformer::new(config, config.temporal_depth, &params.at("enc_temporal_transformer"))?,
             quantizer: Quantizer::new(dim, config.codebook_size, config.codebook_decay, &params.at("vq._codebook"))?,
             config: config.clone(),
-            precision: Precision::F32,
         })
     }
 
@@ -202,9 +200,8 @@ impl CtVit {
 
     /// Of the transformers' products with weights: f32 at first.
     pub fn set_precision(&mut self, precision: VisionPrecision) {
-        self.precision = precision.into();
-        self.spatial.set_precision(self.precision);
-        self.temporal.set_precision(self.precision);
+        self.spatial.set_precision(precision.into());
+        self.temporal.set_precision(precision.into());
     }
 
     /// volumes: (B, 1, F, H, W) in [-1, 1] -> tokens before vector quantisation (B, T, Gh, Gw, C).
@@ -263,7 +260,7 @@ impl CtVit {
             && [volumes.dtype(), linear[0].dtype()] == [DType::F32; 2]
         {
             let norms = [norm.each_ref(), self.embedding_norm.each_ref()];
-            let tokens = ops::patch_tokens(self.precision, &volumes, self.config.patch_shape(), norms, linear.each_ref(), EPS)?;
+            let tokens = ops::patch_tokens(&volumes, self.config.patch_shape(), norms, linear.each_ref(), EPS)?;
             return Ok(tokens.reshape(grid)?);
         }
         // without gradients frame by frame: the patches are as large as the volume
@@ -277,7 +274,7 @@ impl CtVit {
     fn embed_patches(&self, volumes: &Tensor) -> Result<Tensor> {
         // peers.md a.2: the order inside a patch is frame, row, column
         let patches = ops::patches(volumes, self.config.patch_shape())?;
-        let linear = |x: &Tensor, [weight, bias]: &[Tensor; 2]| ops::linear_in(self.precision, x, weight, Some(bias));
+        let linear = |x: &Tensor, [weight, bias]: &[Tensor; 2]| ops::linear(x, weight, Some(bias));
         let tokens = match &self.embedding {
             Embedding::LayerNormLinear { norm: [gamma, beta], linear: weights } => {
                 linear(&ops::layer_norm(&patches, gamma, Some(beta), EPS)?, weights)?

@@ -1,5 +1,7 @@
 //! The layers of both stages: position convolution, attention, feed-forward.
 
+use std::sync::{Arc, OnceLock};
+
 use candle_core::{D, DType, Device, Tensor};
 use ctscribe_ops::{self as ops, Attention, ConvPadding, Precision, transfers};
 use rand_chacha::ChaCha8Rng;
@@ -51,6 +53,8 @@ struct Layer {
     heads: usize,
     dim_head: usize,
     precision: Precision,
+    /// For reading, packed when it is first wanted.
+    packed: OnceLock<Arc<ops::EncoderBlock>>,
 }
 
 impl ScaleNorm {
@@ -78,7 +82,10 @@ impl Transformer {
 
     /// Of the products with weights, forward and backward.
     pub fn set_precision(&mut self, precision: Precision) {
-        self.layers.iter_mut().for_each(|layer| layer.precision = precision);
+        for layer in &mut self.layers {
+            layer.precision = precision;
+            layer.packed = OnceLock::new();
+        }
     }
 
     /// x: (n, m, C) of a grid (B, T, Gh, Gw), bias: (heads, m, m) -> (n, m, C).
@@ -132,6 +139,7 @@ impl Layer {
             heads: config.heads,
             dim_head: config.dim_head,
             precision: Precision::F32,
+            packed: OnceLock::new(),
         })
     }
 
@@ -139,22 +147,31 @@ impl Layer {
     fn forward(&self, x: &Tensor, grid: (usize, usize, usize, usize), bias: Option<&Tensor>) -> Result<Tensor> {
         let x = self.position(x, grid)?;
         if self.reads(&x, bias)? {
-            return Ok(ops::encoder_block(&x, &self.block(), bias)?);
+            return Ok(self.packed()?.forward(&x, bias)?);
         }
         self.feed(&self.attend(&x, bias)?)
     }
 
     /// Whether the layer is run for reading, by sequences enough for every core.
     fn reads(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<bool> {
-        let block = self.block();
-        let weights = [block.to_q, block.to_kv, block.to_out, block.feed_in, block.feed_out];
-        let mut tensors = weights.into_iter().chain(block.norm).chain(block.unit_scales).chain(block.feed_norm).chain(bias).chain([x]);
+        let of = self.weights();
+        let weights = [of.to_q, of.to_kv, of.to_out, of.feed_in, of.feed_out];
+        let mut tensors = weights.into_iter().chain(of.norm).chain(of.unit_scales).chain(of.feed_norm).chain(bias).chain([x]);
         let here = tensors.all(|tensor| tensor.device().is_cpu() && tensor.dtype() == DType::F32 && !tensor.track_op());
         Ok(here && x.dim(0)? >= SEQUENCES)
     }
 
-    fn block(&self) -> ops::EncoderBlock<'_> {
-        ops::EncoderBlock {
+    /// The layer's block; its weights are no variables, so it stays what they are.
+    fn packed(&self) -> Result<&ops::EncoderBlock> {
+        if let Some(packed) = self.packed.get() {
+            return Ok(packed);
+        }
+        let packed = Arc::new(ops::EncoderBlock::new(&self.weights())?);
+        Ok(self.packed.get_or_init(|| packed))
+    }
+
+    fn weights(&self) -> ops::EncoderWeights<'_> {
+        ops::EncoderWeights {
             norm: [&self.norm.gamma, &self.norm.beta],
             to_q: &self.to_q,
             to_kv: &self.to_kv,

@@ -254,7 +254,7 @@ pub fn small_product((m, k, n): (usize, usize, usize), left: Left, right: &[f32]
     }
     let end = (m - 1) * stride + n;
     assert!(n <= stride && out.len() >= end, "the product lies in the output");
-    let before = added.before(out, (m, n), stride);
+    let before = added.before(out.as_ptr(), (m, n), stride);
     let words = Words { kind: Kind::Value, level };
     let mut panel = vec![0; level.rows().min(m) * k];
     for row in (0..m).step_by(level.rows()) {
@@ -286,10 +286,10 @@ pub enum Added<'a> {
 
 impl Added<'_> {
     /// The first value of (m, n), and how far its rows lie apart, for an output whose rows lie `stride` apart.
-    fn before(self, out: &mut [f32], (m, n): (usize, usize), stride: usize) -> Option<(*const f32, usize)> {
+    fn before(self, out: *const f32, (m, n): (usize, usize), stride: usize) -> Option<(*const f32, usize)> {
         match self {
             Added::Nothing => None,
-            Added::Own => Some((out.as_mut_ptr().cast_const(), stride)),
+            Added::Own => Some((out, stride)),
             Added::To(values, stride) => {
                 assert!(values.len() >= (m - 1) * stride + n, "what the product is added to has its size");
                 Some((values.as_ptr(), stride))

@@ -1,5 +1,7 @@
 //! Factors that are packed whole before any product: for pieces of work that multiply their own rows by several matrices on one core.
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
 use super::pack::{Words, aligned, pack_tile};
@@ -121,11 +123,36 @@ impl PackedRows {
         (out, stride): (&mut [f32], usize),
         added: Added,
     ) {
+        assert!(columns <= stride && self.rows > 0 && out.len() >= (self.rows - 1) * stride + columns);
+        let before = added.before(out.as_ptr(), (self.rows, columns), stride);
+        // SAFETY: the output and what is added have the product's size.
+        unsafe { self.write(right, block, (first, columns), (out.as_mut_ptr(), stride), before) };
+    }
+
+    /// Writes all columns of the whole product, added to `rows` that lie `stride` apart, to memory of its size.
+    pub fn fill<'a>(&self, right: &PackedRight, (rows, stride): (&[f32], usize), out: &'a mut [MaybeUninit<f32>]) -> &'a mut [f32] {
+        let (k, columns) = right.size;
+        assert!(out.len() == self.rows * columns && self.starts.len() == spans(k).count() + 1 && self.rows > 0);
+        let before = Added::To(rows, stride).before(out.as_ptr().cast(), (self.rows, columns), stride);
+        // SAFETY: the output and what is added have the product's size, and the product's first block writes all of it and reads nothing there.
+        unsafe {
+            self.write(right, 0, (0, columns), (out.as_mut_ptr().cast(), columns), before);
+            out.assume_init_mut()
+        }
+    }
+
+    /// # Safety
+    /// The output has these rows and columns, and so has what is before them, if there is any.
+    unsafe fn write(
+        &self,
+        right: &PackedRight,
+        block: usize,
+        (first, columns): (usize, usize),
+        (out, stride): (*mut f32, usize),
+        first_before: Option<(*const f32, usize)>,
+    ) {
         let (words, width, tile) = (right.words, right.words.columns(), right.words.level.rows());
-        assert!(first % width == 0 && first + columns <= right.size.1 && columns <= stride && self.rows > 0);
-        assert!(out.len() >= (self.rows - 1) * stride + columns);
-        let first_before = added.before(out, (self.rows, columns), stride);
-        let out = out.as_mut_ptr();
+        assert!(first % width == 0 && first + columns <= right.size.1);
         for index in 0..self.starts.len() - 1 {
             let (strips, length) = right.block(block + index);
             let packed = &self.packed[self.starts[index]..self.starts[index + 1]];
@@ -145,7 +172,7 @@ impl PackedRows {
                             before: before.map(|(values, stride)| (values.wrapping_add(row * stride + column), stride)),
                         };
                         let strip = Strip { words: strip, stride: WIDTH };
-                        // SAFETY: the lengths of the output and of what is before are checked above for all rows and columns.
+                        // SAFETY: the caller's promise for all rows and columns.
                         unsafe { multiply(words, &packed[row * of_row..], strip, length, place) };
                     }
                 }
