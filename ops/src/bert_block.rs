@@ -161,14 +161,12 @@ impl Run<'_> {
         for (out, layer) in qkv.iter_mut().zip(projections) {
             layer.write(&rows[0], room(out, x.len()));
         }
-        let sizes = Sizes { batch: 1, heads, kv_heads: heads, queries: length, keys: length, width: width / heads };
-        let (mixed, scale) = (room(mixed, x.len()), 1.0 / (sizes.width as f32).sqrt());
-        for (index, (mixed, visible)) in mixed.chunks_mut(length * width).zip(visible.chunks(length)).enumerate() {
-            let batch = Batch { sizes, scale, causal: false, visible: Some(visible), bias: None };
-            let [q, k, v] = qkv.each_ref().map(|x| Heads::of(&x[index * length * width..], Order::Beside, (heads, length, sizes.width)));
-            // SAFETY: attention writes values.
-            batch.forward_here([q, k, v], unsafe { rewritten(mixed) });
-        }
+        let (texts, head) = (visible.len() / length, width / heads);
+        let sizes = Sizes { batch: texts, heads, kv_heads: heads, queries: length, keys: length, width: head };
+        let batch = Batch { sizes, scale: 1.0 / (head as f32).sqrt(), causal: false, visible: Some(visible), bias: None };
+        let mixed = room(mixed, x.len());
+        // SAFETY: attention writes values.
+        batch.forward_here(qkv.each_ref().map(|x| Heads::of(x, Order::Beside, (heads, length, head))), unsafe { rewritten(mixed) });
         rows[0].pack(mixed, &out.right);
         let normed = room(normed, x.len());
         out.write(&rows[0], normed);

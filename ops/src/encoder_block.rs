@@ -112,7 +112,8 @@ impl EncoderBlock {
         let held = held("encoder block", bias.into_iter().chain([x]))?;
         let values: Vec<Values> = held.iter().map(Values::of).collect::<Result<_>>()?;
         let x_values = &values[values.len() - 1];
-        let sizes = Sizes { batch: 1, heads, kv_heads: heads, queries: length, keys: length, width: self.unit_scales[0].len() };
+        let width = self.unit_scales[0].len();
+        let sizes = Sizes { batch: sequences, heads, kv_heads: heads, queries: length, keys: length, width };
         let bias = bias.map(|_| &*values[0]);
         let batch = Batch { sizes, scale: self.scale, causal: false, visible: None, bias };
         // whole sequences, so that attention stays with its rows
@@ -140,7 +141,7 @@ struct Scratch {
 }
 
 impl EncoderBlock {
-    /// Some sequences, each a `batch`.
+    /// Some sequences, whose attention is `batch`'s.
     fn run(&self, x: &[f32], batch: Batch, y: &mut [MaybeUninit<f32>], scratch: &mut Scratch) {
         let (channels, inner) = (self.norm[0].len(), self.qkv[0].columns());
         let rows = x.len() / channels;
@@ -149,7 +150,11 @@ impl EncoderBlock {
         for (index, x) in x.chunks(part * channels).enumerate() {
             self.project(x, index * part * inner, scratch);
         }
-        attend(batch, rows, scratch);
+        let Scratch { qkv: [q, k, v], mixed, .. } = scratch;
+        let Sizes { heads, queries: length, width, .. } = batch.sizes;
+        let [q, k, v] = [&*q, &*k, &*v].map(|x| Heads::of(x, Order::Beside, (heads, length, width)));
+        // SAFETY: attention writes values.
+        batch.forward_here([q, k, v], unsafe { rewritten(room(mixed, rows * inner)) });
         for (index, (y, x)) in y.chunks_mut(part * channels).zip(x.chunks(part * channels)).enumerate() {
             let mixed = &scratch.mixed[index * part * inner..][..y.len() / channels * inner];
             scratch.rows[0].pack(mixed, &self.out);
@@ -196,17 +201,5 @@ impl EncoderBlock {
             of_gated.push(gated, width, width, &self.feed_out);
             of_gated.multiply(&self.feed_out, block, (0, channels), (y, channels), Added::Own);
         }
-    }
-}
-
-/// Attention of some rows, each sequence a `batch`.
-fn attend(batch: Batch, rows: usize, scratch: &mut Scratch) {
-    let Sizes { heads, queries: length, width, .. } = batch.sizes;
-    let Scratch { qkv: [q, k, v], mixed, .. } = scratch;
-    let sequence = length * heads * width;
-    for (index, mixed) in room(mixed, rows * heads * width).chunks_mut(sequence).enumerate() {
-        let [q, k, v] = [&*q, &*k, &*v].map(|values| Heads::of(&values[index * sequence..], Order::Beside, (heads, length, width)));
-        // SAFETY: attention writes values.
-        batch.forward_here([q, k, v], unsafe { rewritten(mixed) });
     }
 }

@@ -137,7 +137,7 @@ impl Batch<'_> {
         unsafe { written(count, |out| self.write([q, k, v], order.bands(out, (heads, queries, width)))) }
     }
 
-    /// As [`Self::forward`] on this core, heads side by side, written to `out`.
+    /// As [`Self::forward`] on this core, heads side by side, of as many of the batch as `out` has room for, which is written.
     pub fn forward_here(&self, heads: [Heads; 3], out: &mut [MaybeUninit<f32>]) {
         let Sizes { heads: of_queries, queries, width, .. } = self.sizes;
         let mut outs = Order::Beside.bands(out, (of_queries, queries, width));
