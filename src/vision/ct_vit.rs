@@ -260,8 +260,7 @@ impl CtVit {
             && [volumes.dtype(), linear[0].dtype()] == [DType::F32; 2]
         {
             let norms = [norm.each_ref(), self.embedding_norm.each_ref()];
-            let tokens = ops::patch_tokens(&volumes, self.config.patch_shape(), norms, linear.each_ref(), EPS)?;
-            return Ok(tokens.reshape(grid)?);
+            return Ok(ops::patch_tokens(&volumes, self.config.patch_shape(), norms, linear.each_ref(), EPS)?.reshape(grid)?);
         }
         // without gradients frame by frame: the patches are as large as the volume
         let shape = (b, 1, gh, gw, self.config.dim);
@@ -274,12 +273,13 @@ impl CtVit {
     fn embed_patches(&self, volumes: &Tensor) -> Result<Tensor> {
         // peers.md a.2: the order inside a patch is frame, row, column
         let patches = ops::patches(volumes, self.config.patch_shape())?;
-        let linear = |x: &Tensor, [weight, bias]: &[Tensor; 2]| ops::linear(x, weight, Some(bias));
         let tokens = match &self.embedding {
-            Embedding::LayerNormLinear { norm: [gamma, beta], linear: weights } => {
-                linear(&ops::layer_norm(&patches, gamma, Some(beta), EPS)?, weights)?
+            Embedding::LayerNormLinear { norm: [gamma, beta], linear: [weight, bias] } => {
+                ops::linear(&ops::layer_norm(&patches, gamma, Some(beta), EPS)?, weight, Some(bias))?
             }
-            Embedding::Mlp { first, second } => linear(&ops::gelu(&linear(&patches, first)?)?, second)?,
+            Embedding::Mlp { first: [w1, b1], second: [w2, b2] } => {
+                ops::linear(&ops::gelu(&ops::linear(&patches, w1, Some(b1))?)?, w2, Some(b2))?
+            }
         };
         let [gamma, beta] = &self.embedding_norm;
         Ok(ops::layer_norm(&tokens, gamma, Some(beta), EPS)?)
