@@ -1,6 +1,6 @@
 """The rows of the table: what each side runs, what is asked of the ratio, and the least time that the machine allows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Callable
 
 import sides
@@ -71,6 +71,13 @@ def lora(shape, kind, speed, memory, *options, **more):
                floor=compute_floor(kind), weights=weights, tokens=510, **more)
 
 
+def lora_in_integers(shape, speed, memory):
+    """Weights of f32 multiplied in integers, which leaves time to compute layers again; the peer in f32 as in its own row, where it keeps everything."""
+    row = lora(shape, "f32", speed, memory)
+    ours = sides.bench("lora-step", row.weights, "--precision", "int16", "--recompute")
+    return replace(row, name=f"lora-{shape}-int16", work=row.work.replace(", f32", ", f32 in int16, recomputing"), ours=ours)
+
+
 def decode(name, label, bits, speed):
     peer = sides.llama_bench(name, prompt=0, new=NEW_TOKENS)
     ours = sides.bench("decode", f"1b-{name}", "--new", str(NEW_TOKENS))
@@ -100,6 +107,7 @@ ROWS = [
     lora("tiny", "bf16", 2.5, 0.3),
     lora("1b", "bf16", 1.4, 0.7),
     lora("1b", "f32", 2.0, 0.6),
+    lora_in_integers("1b", 2.0, 0.6),
     lora("7b2", "bf16", 1.1, 0.9),
     lora("7b", "bf16", 1.1, 0.9, "--recompute", once=True, by_name=True),
     decode("bf16", "bf16", 16, 1.1),

@@ -15,8 +15,8 @@ use crate::config::{Config, OptimizerConfig};
 use crate::generate::open_llama;
 use crate::text::bert::{BertConfig, BertEncoder, Precision};
 use crate::train::AdamW;
-use crate::vision::{CtVit, VisionPrecision};
-use crate::weights::Params;
+use crate::vision::CtVit;
+use crate::weights::{Params, WeightPrecision};
 use crate::{Error, Result, volume};
 
 /// One LoRA training step: r 8, alpha 16, AdamW, gradients clipped at 1.
@@ -32,6 +32,8 @@ pub struct StepOptions {
     pub batch: usize,
     /// Whether layers are run again in the backward pass.
     pub recompute: bool,
+    /// Of the products with weights of f32.
+    pub precision: WeightPrecision,
     /// The adapted projections.
     pub targets: Vec<String>,
     /// Runs on the clock.
@@ -56,6 +58,7 @@ fn measure_awake(runs: usize, mut work: impl FnMut() -> Result<()> + Send) -> Re
 /// Times a LoRA training step of the base in `base` on `device`.
 pub fn lora_step(base: &Path, options: &StepOptions, device: &Device) -> Result<Measured> {
     let mut model = open_llama(base, device)?;
+    model.set_precision(options.precision);
     model.attach_lora(&LoraConfig::plain(8, 16.0, Targets::Names(options.targets.clone())), 1)?;
     model.set_recompute(options.recompute);
     let config = OptimizerConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, no_decay: vec![] };
@@ -125,7 +128,7 @@ pub fn prefill(base: &Path, options: &DecodeOptions, device: &Device) -> Result<
 }
 
 /// CT-CLIP's CT-ViT with random weights for volumes of (D, H, W).
-fn ct_vit(shape: [usize; 3], precision: VisionPrecision, params: &Params) -> Result<CtVit> {
+fn ct_vit(shape: [usize; 3], precision: WeightPrecision, params: &Params) -> Result<CtVit> {
     let mut config = Config::load("ct-rate-llama2-7b", &[])?.vision.ct_vit;
     config.image_size = [shape[1], shape[2]];
     let faults = config.faults("shape", shape);
@@ -147,7 +150,7 @@ pub struct Distance {
 }
 
 /// Times CT-ViT's encoding of one volume (D, H, W), quantisation included, and compares its tokens with f32's.
-pub fn encode(shape: [usize; 3], precision: VisionPrecision, runs: usize, device: &Device) -> Result<(Measured, Distance)> {
+pub fn encode(shape: [usize; 3], precision: WeightPrecision, runs: usize, device: &Device) -> Result<(Measured, Distance)> {
     let mut model = ct_vit(shape, precision, &Params::fresh(1, device).frozen())?;
     let volume = noise(&mut ChaCha8Rng::seed_from_u64(0), &[1, 1, shape[0], shape[1], shape[2]], 1.0)?;
     let measured = measure_awake(runs, || {
@@ -157,7 +160,7 @@ pub fn encode(shape: [usize; 3], precision: VisionPrecision, runs: usize, device
         Ok(())
     })?;
     let found = read::<f32>(&model.encode(&to_device(&volume, device)?)?)?;
-    model.set_precision(VisionPrecision::F32);
+    model.set_precision(WeightPrecision::F32);
     let exact = read::<f32>(&model.encode(&to_device(&volume, device)?)?)?;
     let square = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
     let root = (square(&mut exact.iter().map(|&x| f64::from(x))) / exact.len() as f64).sqrt();
@@ -167,7 +170,7 @@ pub fn encode(shape: [usize; 3], precision: VisionPrecision, runs: usize, device
 }
 
 /// Times CT-ViT's forward and backward pass and an AdamW step on one volume (D, H, W).
-pub fn train_encoder(shape: [usize; 3], precision: VisionPrecision, recompute: bool, runs: usize, device: &Device) -> Result<Measured> {
+pub fn train_encoder(shape: [usize; 3], precision: WeightPrecision, recompute: bool, runs: usize, device: &Device) -> Result<Measured> {
     let params = Params::fresh(1, device);
     let mut model = ct_vit(shape, precision, &params)?;
     model.set_recompute(recompute);

@@ -12,7 +12,7 @@ use crate::bench::{decode, encode, lora_step, prefill, prepare_file, report, tex
 use crate::data::Subset;
 use crate::device::DeviceName;
 use crate::text::Precision;
-use crate::vision::VisionPrecision;
+use crate::weights::WeightPrecision;
 
 use super::run::{print_json, three};
 
@@ -54,6 +54,9 @@ enum Work {
         /// Runs layers again in the backward pass.
         #[arg(long)]
         recompute: bool,
+        /// The numbers of the products with weights of f32.
+        #[arg(long, default_value = "f32")]
+        precision: Numbers,
         /// The adapted projections.
         #[arg(long, value_delimiter = ',', default_value = "q_proj,v_proj")]
         targets: Vec<String>,
@@ -104,7 +107,7 @@ enum Work {
         shape: Vec<usize>,
         /// The numbers of its transformers' products with weights.
         #[arg(long, default_value = "f32")]
-        precision: VisionNumbers,
+        precision: Numbers,
         /// Forward and backward pass and an optimiser step.
         #[arg(long)]
         train: bool,
@@ -137,18 +140,18 @@ enum Dtype {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum VisionNumbers {
+enum Numbers {
     /// 32 bits.
     F32,
     /// Integers of 16 bits with exact sums.
     Int16,
 }
 
-impl From<VisionNumbers> for VisionPrecision {
-    fn from(numbers: VisionNumbers) -> Self {
+impl From<Numbers> for WeightPrecision {
+    fn from(numbers: Numbers) -> Self {
         match numbers {
-            VisionNumbers::F32 => VisionPrecision::F32,
-            VisionNumbers::Int16 => VisionPrecision::Int16,
+            Numbers::F32 => WeightPrecision::F32,
+            Numbers::Int16 => WeightPrecision::Int16,
         }
     }
 }
@@ -174,8 +177,9 @@ impl Args {
                 let options = ReportOptions { split, studies, drafts: drafts.into(), runs };
                 return print_json(&json!({"bench": "report", "times": report(&run, &data, options)?}));
             }
-            Work::LoraStep { base, visual, prompt, text, batch, recompute, targets } => {
-                let options = StepOptions { visual, prompt, text, batch, recompute, targets, runs };
+            Work::LoraStep { base, visual, prompt, text, batch, recompute, precision, targets } => {
+                let precision = precision.into();
+                let options = StepOptions { visual, prompt, text, batch, recompute, precision, targets, runs };
                 ("lora-step", batch * (visual + prompt + text), lora_step(&base, &options, &device)?)
             }
             Work::Decode { base, prompt, new } => ("decode", new, decode(&base, &DecodeOptions { prompt, new, runs }, &device)?),

@@ -125,7 +125,7 @@ fn set(root: &mut Value, text: &str) -> std::result::Result<(), String> {
 mod tests {
     use super::*;
     use crate::text::{EncoderConfig, Precision};
-    use crate::vision::VisionPrecision;
+    use crate::weights::WeightPrecision;
 
     #[test]
     fn every_preset_is_whole_and_reads_back_as_it_was_written() {
@@ -169,12 +169,18 @@ mod tests {
     }
 
     #[test]
-    fn visions_precision_is_f32_unless_said_otherwise_and_never_bf16() {
-        let precision = |sets: &[String]| Config::load("ct-rate-bert", sets).map(|config| config.vision.precision);
-        assert_eq!(precision(&[]).unwrap(), VisionPrecision::F32);
-        assert_eq!(precision(&["vision.precision=int16".to_string()]).unwrap(), VisionPrecision::Int16);
-        let message = precision(&["vision.precision=bf16".to_string()]).unwrap_err().to_string();
-        assert!(message.contains("bf16") && message.contains("int16"), "{message}");
+    fn visions_and_llamas_precisions_are_f32_unless_said_otherwise_and_never_bf16() {
+        let precisions =
+            |sets: &[String]| Config::load("ct-rate-bert", sets).map(|config| (config.vision.precision, config.llama.precision));
+        assert_eq!(precisions(&[]).unwrap(), (WeightPrecision::F32, WeightPrecision::F32));
+        let set = ["vision.precision=int16".to_string()];
+        assert_eq!(precisions(&set).unwrap(), (WeightPrecision::Int16, WeightPrecision::F32));
+        let set = ["llama.precision=int16".to_string()];
+        assert_eq!(precisions(&set).unwrap(), (WeightPrecision::F32, WeightPrecision::Int16));
+        for key in ["vision", "llama"] {
+            let message = precisions(&[format!("{key}.precision=bf16")]).unwrap_err().to_string();
+            assert!(message.contains("bf16") && message.contains("int16"), "{message}");
+        }
     }
 
     #[test]

@@ -17,8 +17,9 @@ use crate::data::phantom::PhantomConfig;
 use crate::device::DeviceName;
 use crate::structure::{HeadConfig, LossConfig, QueriesConfig, QueueConfig, SelectionConfig};
 use crate::text::EncoderConfig;
-use crate::vision::{CtVitConfig, VisionPrecision};
+use crate::vision::CtVitConfig;
 use crate::volume::PreparationConfig;
+use crate::weights::WeightPrecision;
 
 pub use stages::{BertStage, LanguageStage, LlamaStage, StructureStage};
 pub use training::{Decay, OptimizerConfig, Schedule, TrainingConfig};
@@ -79,7 +80,7 @@ pub struct VisionConfig {
     pub ct_vit: CtVitConfig,
     /// The numbers of its transformers' products with weights.
     #[serde(default)]
-    pub precision: VisionPrecision,
+    pub precision: WeightPrecision,
     /// Whether the queries see tokens after vector quantisation (CT-CLIP's image features) or before (the method).
     pub quantize: bool,
     /// A checkpoint to start from (CT-CLIP's `.pt` or safetensors); null: fresh.

@@ -75,8 +75,9 @@ fn tokenizer_folder(base: &Path) -> &Path {
 /// LLaMA without adapters, behind `params`' projector and on their device: fresh, or loaded from a run.
 pub fn assemble_llama(config: &Config, run: &Path, params: Params) -> Result<Assembled> {
     let base = llama_base(config, run);
-    let model = open_llama(&base, params.device())?;
     let stage = &config.llama;
+    let mut model = open_llama(&base, params.device())?;
+    model.set_precision(stage.precision);
     let (hidden, std) = (model.config().hidden_size, model.embedding_std()?);
     let projector = Projector::new(&stage.projector, visual(config), hidden, std, &params.at("projector"))?;
     let (tokenizer, prompt) = (Tokenizer::read(tokenizer_folder(&base))?, PromptText::load(&stage.prompt)?);

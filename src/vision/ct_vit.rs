@@ -1,10 +1,10 @@
 //! The encoder: patch embedding, spatial transformer, temporal transformer.
 
 use candle_core::{DType, Tensor};
-use ctscribe_ops::{self as ops, Precision};
+use ctscribe_ops as ops;
 use serde::{Deserialize, Serialize};
 
-use crate::weights::{Init, Params};
+use crate::weights::{Init, Params, WeightPrecision};
 use crate::{Error, Result};
 
 use super::position::PositionBias;
@@ -116,28 +116,6 @@ enum Embedding {
     Mlp { first: [Tensor; 2], second: [Tensor; 2] },
 }
 
-/// The numbers in which CT-ViT's transformers multiply by weights, forward and backward; attention, norms and all else are in f32, and so is the
-/// patch embedding, whose error would stay in every token and be larger than that of all layers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum VisionPrecision {
-    /// f32.
-    #[default]
-    F32,
-    /// f32 in integers of 16 bits with exact sums ([`Precision::Int16`]): tokens within 1e-3 of f32's, in less time on a processor that multiplies
-    /// such; on others, and on a GPU, f32.
-    Int16,
-}
-
-impl From<VisionPrecision> for Precision {
-    fn from(precision: VisionPrecision) -> Self {
-        match precision {
-            VisionPrecision::F32 => Precision::F32,
-            VisionPrecision::Int16 => Precision::Int16,
-        }
-    }
-}
-
 /// The encoder.
 #[derive(Debug)]
 pub struct CtVit {
@@ -198,8 +176,9 @@ impl CtVit {
         self.temporal.set_recompute(recompute);
     }
 
-    /// Of the transformers' products with weights: f32 at first.
-    pub fn set_precision(&mut self, precision: VisionPrecision) {
+    /// Of the transformers' products with weights, forward and backward: f32 at first. Attention, norms and all else are in f32, and so is the patch
+    /// embedding, whose error would stay in every token and be larger than that of all layers.
+    pub fn set_precision(&mut self, precision: WeightPrecision) {
         self.spatial.set_precision(precision.into());
         self.temporal.set_precision(precision.into());
     }

@@ -5,5 +5,5 @@ mod position;
 mod quantizer;
 mod transformer;
 
-pub use ct_vit::{CtVit, CtVitConfig, CtVitStages, PatchEmbedding, PositionEmbedding, VisionPrecision};
+pub use ct_vit::{CtVit, CtVitConfig, CtVitStages, PatchEmbedding, PositionEmbedding};
 pub use quantizer::{CodebookUpdate, Quantized, Quantizer};

@@ -7,6 +7,7 @@ mod files;
 pub mod hub;
 mod mapped;
 mod params;
+mod precision;
 mod writer;
 
 pub use archive::{convert, converted_name};
@@ -15,4 +16,5 @@ pub use fetch::{Fetched, fetch, verify};
 pub use files::{copy_files, metadata, open, part, remove_leftovers, save, sha256, write, write_aside};
 pub use mapped::{GgufMetadata, Mapped};
 pub use params::{Init, LoadReport, Params};
+pub use precision::WeightPrecision;
 pub use writer::{Mix, Source, write_gguf, write_shards};

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor, Var};
 use ctscribe::train::{AdamW, Gradients};
-use ctscribe::vision::{CtVit, CtVitConfig, VisionPrecision};
-use ctscribe::weights::{self, Params};
+use ctscribe::vision::{CtVit, CtVitConfig};
+use ctscribe::weights::{self, Params, WeightPrecision};
 
 use crate::fixtures::{assert_close, folder, max_difference, tensors};
 
@@ -44,7 +44,7 @@ fn a_frozen_encoder_gives_the_peers_tokens_and_in_integers_nearly_them() {
     let params = Params::loaded("weights.safetensors", tensors_of_weights, &Device::Cpu).frozen();
     let mut model = CtVit::new(&config(&folder), &params).unwrap();
     let io = tensors(folder.join("io.safetensors"));
-    for (precision, tolerance) in [(VisionPrecision::F32, 2e-5), (VisionPrecision::Int16, 1e-3)] {
+    for (precision, tolerance) in [(WeightPrecision::F32, 2e-5), (WeightPrecision::Int16, 1e-3)] {
         model.set_precision(precision);
         let stages = model.stages(&io["input"]).unwrap();
         assert_close("patch_emb", &stages.patch_embedding, &io["patch_emb"], 1e-5);

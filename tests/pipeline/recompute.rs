@@ -7,7 +7,7 @@ use ctscribe::decoder::{Llama, LlamaConfig};
 use ctscribe::text::bert::NormPlace;
 use ctscribe::train::step_rng;
 use ctscribe::vision::{CtVit, CtVitConfig, PatchEmbedding};
-use ctscribe::weights::Params;
+use ctscribe::weights::{Params, WeightPrecision};
 use ctscribe_lora::{LoraConfig, Targets};
 use rand::Rng;
 
@@ -38,6 +38,24 @@ fn assert_same(what: &str, vars: &[(String, Var)], kept: &GradStore, recomputed:
     }
 }
 
+/// Fails unless products in integers move every gradient by less than a thousandth of its size, and some of them where they are `used`.
+#[track_caller]
+fn assert_near(what: &str, vars: &[(String, Var)], exact: &GradStore, integers: &GradStore, used: bool) {
+    let norm = |x: &Tensor| x.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+    let mut moved = false;
+    for (name, var) in vars {
+        let [exact, integers] = [exact, integers].map(|store| store.get(var).unwrap());
+        let share = norm(&(exact - integers).unwrap()) / norm(exact);
+        assert!(share < 1e-3, "{what}: in integers the gradient of {name} moves by {share}");
+        moved |= share > 0.0;
+    }
+    assert!(!moved || used, "{what}: no frozen weight is multiplied in integers");
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx512vnni") && std::arch::is_x86_feature_detected!("avx512bw") {
+        assert!(moved || !used, "{what}: nothing is multiplied in integers");
+    }
+}
+
 const EVERYTHING: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 /// The feed-forward block stays as it is: one operation.
 const ATTENTION_ALONE: [&str; 2] = ["q_proj", "v_proj"];
@@ -59,7 +77,7 @@ fn llama_sizes() -> LlamaConfig {
 }
 
 #[test]
-fn llama_recomputed_gives_the_same_bits_to_adapters_and_to_a_whole_fresh_model() {
+fn llama_recomputed_gives_the_same_bits_to_adapters_and_to_a_whole_fresh_model_and_in_integers_nearly_them() {
     for (rows, length, masked) in [(1, 5, false), (2, 17, true), (3, 40, false)] {
         for modules in [Some(&EVERYTHING[..]), Some(&ATTENTION_ALONE), None] {
             let params = Params::fresh(1, &Device::Cpu);
@@ -72,16 +90,22 @@ fn llama_recomputed_gives_the_same_bits_to_adapters_and_to_a_whole_fresh_model()
                 Tensor::from_vec((0..rows * (length + 4)).map(|i| u8::from(i % 9 != 0)).collect(), (rows, length + 4), &Device::Cpu)
                     .unwrap()
             });
-            let mut gradients = |recompute: bool| {
+            let mut gradients = |recompute: bool, precision: WeightPrecision| {
                 model.set_recompute(recompute);
+                model.set_precision(precision);
                 let text = model.embed(&Tensor::new(ids(rows, length), &Device::Cpu).unwrap()).unwrap();
                 let input = Tensor::cat(&[visual.as_tensor(), &text], 1).unwrap();
                 let hidden = model.forward(&input, mask.as_ref(), Some(&mut step_rng(4, 0, 0))).unwrap();
                 let weights = vec![(0..length + 4).map(|at| if at < 3 { 0.0 } else { 1.0 }).collect(); rows];
                 model.loss_sum(&hidden, &ids(rows, length + 4), &weights).unwrap().backward().unwrap()
             };
-            let (kept, recomputed) = (gradients(false), gradients(true));
-            assert_same(&format!("LLaMA, {rows} x {length}, adapters on {modules:?}"), &vars, &kept, &recomputed);
+            let what = format!("LLaMA, {rows} x {length}, adapters on {modules:?}");
+            let [exact, integers] = [WeightPrecision::F32, WeightPrecision::Int16].map(|precision| {
+                let (kept, recomputed) = (gradients(false, precision), gradients(true, precision));
+                assert_same(&format!("{what}, {precision:?}"), &vars, &kept, &recomputed);
+                kept
+            });
+            assert_near(&what, &vars, &exact, &integers, modules.is_some());
         }
     }
 }

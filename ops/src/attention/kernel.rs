@@ -2,7 +2,7 @@
 
 use super::few::weighted_sums;
 use crate::bands::Band;
-use crate::gemm::Added;
+use crate::gemm::{Added, turn};
 use crate::product::{Left, add_product, padded, product};
 use crate::simd::{dot, vectorised};
 use crate::softmax::softmax_row;
@@ -66,11 +66,7 @@ fn pack(x: Rows, first: usize, count: usize, d: usize, scale: f32) -> Vec<f32> {
 fn pack_turned(x: Rows, count: usize, d: usize) -> Vec<f32> {
     let width = padded(count);
     let mut packed = vec![0.0; d * width];
-    for i in 0..count {
-        for (column, &x) in x.values[i * x.stride..][..d].iter().enumerate() {
-            packed[column * width + i] = x;
-        }
-    }
+    turn((x.values, x.stride), (count, d), width, &mut packed);
     packed
 }
 

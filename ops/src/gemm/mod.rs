@@ -23,6 +23,7 @@ use rayon::prelude::*;
 
 use crate::cpu::{cleared, rewritten, written};
 use crate::matrix::Format;
+pub use pack::turn;
 #[cfg(target_arch = "x86_64")]
 pub use pack::turn_16;
 use pack::{Kind, Words, aligned, as_values, as_words, pack_tile};

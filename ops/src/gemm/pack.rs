@@ -109,10 +109,26 @@ impl Words {
     }
 }
 
+/// Rows (count, d), `stride` apart, as columns: value p of row r goes to `p * width + r`.
+pub fn turn((values, stride): (&[f32], usize), (count, d): (usize, usize), width: usize, out: &mut [f32]) {
+    let (words, level) = (as_words(values), Level::best());
+    for first in (0..count).step_by(LANES) {
+        let lanes = LANES.min(count - first);
+        let out = words_of(&mut out[first..]);
+        Words { kind: Kind::Value, level }.turn(&words[first * stride..], stride, (lanes, d), width, out);
+    }
+}
+
 /// f32 values as words.
 pub fn as_words(values: &[f32]) -> &[u32] {
     // SAFETY: both have four bytes and one alignment, and any bits are a value.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), values.len()) }
+}
+
+/// As [`as_words`], to write to.
+fn words_of(values: &mut [f32]) -> &mut [u32] {
+    // SAFETY: as for [`as_words`].
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), values.len()) }
 }
 
 /// Words as the f32 values that they are.

@@ -6,7 +6,7 @@ use ctscribe_ops::{self as ops, transfers};
 use rand_chacha::ChaCha8Rng;
 
 use crate::decoder::labels::labelled;
-use crate::weights::{Init, Params};
+use crate::weights::{Init, Params, WeightPrecision};
 use crate::{Error, Result};
 
 use super::cache::{Factors, KvCache, Run, attend_runs};
@@ -74,6 +74,12 @@ impl Llama {
     /// Whether each layer is run again in the backward pass instead of keeping what it computed; the gradients are the same bits.
     pub fn set_recompute(&mut self, recompute: bool) {
         self.recompute = recompute;
+    }
+
+    /// Of the products with frozen weights of f32: f32 at first. Weights of 16 bits or fewer are multiplied as they always are.
+    pub fn set_precision(&mut self, precision: WeightPrecision) {
+        let projections = self.layers.iter_mut().flat_map(|layer| &mut layer.projections).map(|adapted| &mut adapted.base);
+        projections.chain([&mut self.head]).for_each(|projection| projection.set_precision(precision.into()));
     }
 
     /// Standard deviation of the embedding's values: what a projector's output should have at first.

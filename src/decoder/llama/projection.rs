@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Module, Tensor};
 use ctscribe_lora::BaseLinear;
 use ctscribe_ops::transfers::{host_values, to_device};
-use ctscribe_ops::{self as ops, Matrix};
+use ctscribe_ops::{self as ops, Format, Matrix, Precision};
 
 use crate::Result;
 use crate::weights::{Init, Params};
@@ -21,6 +21,15 @@ impl Projection {
             true => Projection::Frozen(params.matrix(name, size, init)?),
             false => Projection::Trained(params.get(name, &[size.0, size.1], init)?),
         })
+    }
+
+    /// A frozen weight of f32 is multiplied so from now on.
+    pub fn set_precision(&mut self, precision: Precision) {
+        if let Projection::Frozen(matrix) = self
+            && matrix.format() == Format::F32
+        {
+            *matrix = matrix.clone().with_precision(precision);
+        }
     }
 
     /// Rows `ids` (L), which are in the host's memory -> (L, in), f32, with one upload.
