@@ -32,7 +32,7 @@ use strips::Factor;
 pub use tile::mask;
 pub use tile::{Level, Place};
 use tile::{Strip, WIDTH, multiply};
-pub use whole::{PackedRight, PackedRows};
+pub use whole::{PackedRight, PackedRows, packed_products};
 
 /// Words of a block on the inner axis for each row and column: with f32 512 values, with pairs 1024. The output is read and written for each block.
 const DEPTH: usize = 512;

@@ -96,6 +96,9 @@ impl Words {
             return;
         }
         assert!(lanes <= LANES && out.len() >= (count - 1) * width + lanes && rows.len() >= (lanes - 1) * stride + count);
+        if lanes == 1 && width == 1 {
+            return out[..count].copy_from_slice(&rows[..count]);
+        }
         #[cfg(target_arch = "x86_64")]
         if self.level != Level::Plain {
             // SAFETY: the level has the features, the lengths are checked.

@@ -163,6 +163,76 @@ pub unsafe fn multiply(packed: Words, left: &[u32], right: Strip, words: usize, 
     }
 }
 
+/// Rows up to which several strips are multiplied at once: the sums of one alone would wait for each other.
+pub const THIN: usize = 3;
+
+/// As [`multiply`] of f32 in 512-bit registers, of at most [`THIN`] rows and of all the whole strips that `strips` holds, one after the other.
+///
+/// # Safety
+/// As for [`multiply`]; the place's columns are those of all strips.
+#[cfg(target_arch = "x86_64")]
+pub unsafe fn multiply_thin(left: &[u32], strips: &[u32], words: usize, place: Place) {
+    let count = place.columns / WIDTH;
+    assert!(place.columns == count * WIDTH && strips.len() >= count * words * WIDTH && left.len() >= words * place.rows);
+    let mut first = 0;
+    while first < count {
+        let right = strips[first * words * WIDTH..].as_ptr();
+        let at = Place {
+            start: place.start.wrapping_add(first * WIDTH),
+            before: place.before.map(|(values, stride)| (values.wrapping_add(first * WIDTH), stride)),
+            ..place
+        };
+        // SAFETY: the lengths are checked above, the processor and the place by the caller.
+        unsafe {
+            first += match (place.rows, count - first) {
+                (1, 6..) => thin::<1, 6>(left.as_ptr(), right, words, at),
+                (1, 4..) => thin::<1, 4>(left.as_ptr(), right, words, at),
+                (1, 2..) => thin::<1, 2>(left.as_ptr(), right, words, at),
+                (1, _) => thin::<1, 1>(left.as_ptr(), right, words, at),
+                (2, 4..) => thin::<2, 4>(left.as_ptr(), right, words, at),
+                (2, 2..) => thin::<2, 2>(left.as_ptr(), right, words, at),
+                (2, _) => thin::<2, 1>(left.as_ptr(), right, words, at),
+                (3, 3..) => thin::<3, 3>(left.as_ptr(), right, words, at),
+                (3, 2..) => thin::<3, 2>(left.as_ptr(), right, words, at),
+                (3, _) => thin::<3, 1>(left.as_ptr(), right, words, at),
+                _ => unreachable!("there are 1 to 3 rows"),
+            };
+        }
+    }
+}
+
+/// R rows times S strips, and S.
+#[cfg(target_arch = "x86_64")]
+#[allow(clippy::needless_range_loop, reason = "closures have not these features")]
+#[target_feature(enable = "avx512f")]
+unsafe fn thin<const R: usize, const S: usize>(left: *const u32, right: *const u32, words: usize, place: Place) -> usize {
+    let mut sums = [[[_mm512_setzero_ps(); 2]; S]; R];
+    for p in 0..words {
+        for s in 0..S {
+            for half in 0..2 {
+                // SAFETY: the caller has checked the lengths.
+                unsafe {
+                    let at = right.add((s * words + p) * WIDTH + 16 * half);
+                    let columns = _mm512_loadu_ps(at.cast());
+                    for r in 0..R {
+                        sums[r][s][half] = _mm512_fmadd_ps(_mm512_set1_ps(f32::from_bits(*left.add(p * R + r))), columns, sums[r][s][half]);
+                    }
+                }
+            }
+        }
+    }
+    for (r, sums) in sums.iter().enumerate() {
+        for (part, &sum) in sums.iter().flatten().enumerate() {
+            // SAFETY: the place has as many columns: the caller's promise.
+            unsafe {
+                let out = place.start.add(r * place.stride + 16 * part);
+                _mm512_storeu_ps(out, _mm512_add_ps(place.before_at(r, part, u16::MAX), sum));
+            }
+        }
+    }
+    S
+}
+
 vectorised! {
     fn tile_plain(left: &[u32], right: &[u32], words: usize, rows: usize, out: &mut [[f32; WIDTH]; 4]) {
         const HALF: usize = WIDTH / 2;

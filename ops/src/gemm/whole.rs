@@ -1,13 +1,16 @@
 //! Factors that are packed whole before any product: for pieces of work that multiply their own rows by several matrices on one core.
 
+use std::cell::Cell;
 use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
-use super::pack::{Words, aligned, pack_tile};
+use super::pack::{Kind, Words, aligned, pack_tile};
 use super::strips::Factor;
 use super::tile::{Level, Place, Strip, WIDTH, multiply};
-use super::{Added, DEPTH, GROUP, Left, Precision, Right, SCRATCH, kind};
+#[cfg(target_arch = "x86_64")]
+use super::tile::{THIN, multiply_thin};
+use super::{Added, DEPTH, GROUP, Left, Out, PARALLEL_FROM, Precision, Right, SCRATCH, kind};
 
 /// The right factor of x W^T for a weight W, in strips for each block of [`DEPTH`] values of the inner axis.
 pub struct PackedRight {
@@ -70,6 +73,40 @@ impl PackedRight {
         let start = (0..index).map(|index| length(index) * WIDTH * strips).sum::<usize>();
         (&self.packed[skip + start..][..length(index) * WIDTH * strips], length(index))
     }
+}
+
+thread_local! {
+    /// What the thread's last rows were packed in.
+    static ROWS: Cell<PackedRows> = const { Cell::new(PackedRows { packed: Vec::new(), starts: Vec::new(), rows: 0 }) };
+}
+
+/// x (m, k) times each of `rights`, which are packed alike, in one round of work: written to its output (m, n), or added to what is there.
+///
+/// # Safety
+/// Each output has m n values, which may be unwritten where they are not added to.
+pub unsafe fn packed_products(x: &[f32], rights: &[(&PackedRight, Out)], added: bool) {
+    let Some(((of_first, _), of_all)) = rights.first().zip(Some(rights.iter().map(|(right, _)| right.size.1).sum::<usize>())) else {
+        return;
+    };
+    let (width, products) = (of_first.words.columns(), x.len() * of_all);
+    let mut rows = ROWS.take();
+    rows.pack(x, of_first);
+    // as much for each as is worth taking
+    let columns = (of_all * PARALLEL_FROM / products.max(1)).next_multiple_of(width).max(width);
+    let mut pieces = Vec::new();
+    for &(right, out) in rights {
+        pieces.extend((0..right.size.1).step_by(columns).map(|first| (right, out, first, columns.min(right.size.1 - first))));
+    }
+    let work = |&(right, out, first, columns): &(&PackedRight, Out, usize, usize)| {
+        let (out, stride) = (out.0.wrapping_add(first), right.size.1);
+        // SAFETY: these columns of the output are this piece's own: the caller's promise.
+        unsafe { rows.write(right, 0, (first, columns), (out, stride), added.then_some((out.cast_const(), stride))) };
+    };
+    match products < PARALLEL_FROM {
+        true => pieces.iter().for_each(work),
+        false => pieces.par_iter().for_each(work),
+    }
+    ROWS.set(rows);
 }
 
 /// Rows of the left factor, packed for products with a [`PackedRight`].
@@ -159,6 +196,12 @@ impl PackedRows {
             let of_row = packed.len() / self.rows;
             let strips = &strips[first / width * length * WIDTH..][..columns.div_ceil(width) * length * WIDTH];
             let before = if index > 0 { Some((out.cast_const(), stride)) } else { first_before };
+            #[cfg(target_arch = "x86_64")]
+            if self.rows <= THIN && columns.is_multiple_of(width) && words.kind == Kind::Value && words.level != Level::Plain {
+                // SAFETY: the caller's promise for all rows and columns; the level has the registers.
+                unsafe { multiply_thin(packed, strips, length, Place { start: out, stride, rows: self.rows, columns, before }) };
+                continue;
+            }
             for (group, strips) in strips.chunks(GROUP * length * WIDTH).enumerate() {
                 for row in (0..self.rows).step_by(tile) {
                     let rows = tile.min(self.rows - row);

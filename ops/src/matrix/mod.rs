@@ -17,9 +17,9 @@ pub(crate) use format::{SPAN, widen, words};
 use crate::cpu::{Values, values};
 #[cfg(feature = "cuda")]
 use crate::cuda::{LowRank, QuantisedWeight};
-use crate::few::{add_rows_times, rows_times, rows_times_each};
+use crate::few::{add_rows_times, rows_times_each};
 use crate::frozen_linear;
-use crate::gemm::{PackedRight, Precision, Right};
+use crate::gemm::{Out, PackedRight, Precision, Right, packed_products};
 use crate::kept;
 use crate::linear::output_shape;
 use crate::transfers::{self, host_values};
@@ -40,7 +40,17 @@ pub struct Matrix {
     precision: Precision,
     /// Whether its values are small enough for products in f16, once it was asked.
     small: Arc<OnceLock<bool>>,
+    /// See [`Matrix::for_reading`].
+    reading: bool,
+    /// What a small matrix of f32 is read as, once it was.
+    packed: Arc<OnceLock<PackedRight>>,
 }
+
+/// Values up to which a matrix of f32 is packed when it is read: packing it for each product would take as long as multiplying.
+const PACKED_UP_TO: usize = 1 << 18;
+
+/// Rows up to which they are multiplied by such a packed matrix; they are packed by one core.
+const PACKED_ROWS: usize = 256;
 
 #[derive(Clone)]
 enum Rows {
@@ -97,7 +107,15 @@ impl Matrix {
             bail!("a matrix of {} x {} in {format} needs {needed} bytes, found {} of {held}", size.0, size.1, range.len());
         }
         let precision = if matches!(format, Format::F32 | Format::F16) { Precision::F32 } else { Precision::Bf16 };
-        Ok(Matrix { rows: Rows::Host { bytes, range, order: None }, format, size, precision, small: Arc::default() })
+        Ok(Matrix {
+            rows: Rows::Host { bytes, range, order: None },
+            format,
+            size,
+            precision,
+            small: Arc::default(),
+            reading: false,
+            packed: Arc::default(),
+        })
     }
 
     /// A tensor (out, in) of f32, f16 or bf16, on its device; f32 is shared, not copied, unless it is a variable.
@@ -106,7 +124,15 @@ impl Matrix {
         // a variable is written in place
         let tensor = if tensor.is_variable() { tensor.detach().copy()? } else { tensor.detach().contiguous()? };
         if !tensor.device().is_cpu() {
-            return Ok(Matrix { rows: Rows::Device(tensor), format, size, precision: Precision::F32, small: Arc::default() });
+            return Ok(Matrix {
+                rows: Rows::Device(tensor),
+                format,
+                size,
+                precision: Precision::F32,
+                small: Arc::default(),
+                reading: false,
+                packed: Arc::default(),
+            });
         }
         let length = size.0 * format.row_bytes(size.1)?;
         let bytes: Bytes = match format {
@@ -146,7 +172,15 @@ impl Matrix {
             Rows::Device(tensor) => Format::of(tensor.dtype())?,
             _ => self.format,
         };
-        Ok(Matrix { rows, format, size: self.size, precision: Precision::F32, small: Arc::default() })
+        Ok(Matrix {
+            rows,
+            format,
+            size: self.size,
+            precision: Precision::F32,
+            small: Arc::default(),
+            reading: false,
+            packed: Arc::default(),
+        })
     }
 
     /// Plain rows as f32 or bf16 (out, in) on `device`.
@@ -191,10 +225,21 @@ impl Matrix {
         self
     }
 
-    /// The same rows for reading without a gradient: where they are quantised and multiply in bf16, as [`Precision::Int8`].
+    /// The same rows for reading without a gradient: where they are quantised and multiply in bf16, as [`Precision::Int8`]; a small matrix of f32
+    /// keeps a packed copy of itself then, by which up to 256 rows are multiplied in f32.
     pub fn for_reading(&self) -> Self {
         let int8 = self.format.is_quantised() && self.precision == Precision::Bf16;
-        self.clone().with_precision(if int8 { Precision::Int8 } else { self.precision })
+        Matrix { reading: true, ..self.clone().with_precision(if int8 { Precision::Int8 } else { self.precision }) }
+    }
+
+    /// The packed copy where `rows` rows are multiplied by it.
+    fn packed_for(&self, rows: usize, turned: bool) -> Option<&PackedRight> {
+        let takes = self.reading && turned && self.format == Format::F32 && self.in_place() && rows > 0 && rows <= PACKED_ROWS;
+        let pack = || {
+            let (right, n) = self.factor(true);
+            PackedRight::of(right, n, Precision::F32)
+        };
+        (takes && (1..=PACKED_UP_TO).contains(&(self.size.0 * self.size.1))).then(|| self.packed.get_or_init(pack))
     }
 
     /// How exact its products are.
@@ -219,6 +264,7 @@ impl Matrix {
         if order.len() != self.size.0 || seen.contains(&false) {
             bail!("an order of {} rows is not one of a matrix of {}", order.len(), self.size.0);
         }
+        self.packed = Arc::default();
         match &mut self.rows {
             Rows::Host { order: own, .. } => *own = Some(order.into()),
             _ => bail!("{self:?} is reordered before it goes to its device"),
@@ -359,23 +405,44 @@ impl Matrix {
 
     /// x W^T (turned), or x W, of a matrix on the CPU.
     pub(crate) fn multiply(&self, x: &[f32], turned: bool) -> Vec<f32> {
-        let (right, n) = self.factor(turned);
-        rows_times(x, right, (self.size.0 + self.size.1 - n, n), self.precision)
+        let [y] = Matrix::multiply_each([self], x, turned);
+        y
     }
 
     /// As [`Self::multiply`], added to `out`.
     pub(crate) fn add_multiply(&self, x: &[f32], turned: bool, out: &mut [f32]) {
         let (right, n) = self.factor(turned);
-        add_rows_times(x, right, (self.size.0 + self.size.1 - n, n), self.precision, out);
+        let k = self.size.0 + self.size.1 - n;
+        match self.packed_for(x.len() / k.max(1), turned) {
+            Some(packed) => {
+                assert!(out.len() == x.len() / k * n, "{self:?}: {} values are added to {}", x.len() / k * n, out.len());
+                // SAFETY: the output has the product's size.
+                unsafe { packed_products(x, &[(packed, Out(out.as_mut_ptr()))], true) };
+            }
+            None => add_rows_times(x, right, (k, n), self.precision, out),
+        }
     }
 
     /// As [`Self::multiply`], of several matrices that take the same x: in one round of work where they multiply with one precision.
     pub(crate) fn multiply_each<const N: usize>(matrices: [&Matrix; N], x: &[f32], turned: bool) -> [Vec<f32>; N] {
-        let Some(first) = matrices.first().filter(|first| matrices.iter().all(|matrix| matrix.precision == first.precision)) else {
+        let factors = matrices.map(|matrix| matrix.factor(turned));
+        let k = matrices.first().map_or(0, |first| if turned { first.size.1 } else { first.size.0 });
+        let rows = x.len() / k.max(1);
+        let packed: Vec<_> = matrices.iter().filter_map(|matrix| matrix.packed_for(rows, turned)).collect();
+        if packed.len() == N {
+            let mut outs = factors.map(|(_, n)| Vec::with_capacity(rows * n));
+            let places: Vec<_> = packed.into_iter().zip(&mut outs).map(|(packed, out)| (packed, Out(out.as_mut_ptr()))).collect();
+            // SAFETY: the outputs have room for the products, all of which are written.
+            unsafe {
+                packed_products(x, &places, false);
+                outs.iter_mut().zip(&factors).for_each(|(out, (_, n))| out.set_len(rows * n));
+            }
+            return outs;
+        }
+        if matrices.iter().any(|matrix| matrix.precision != matrices[0].precision) {
             return matrices.map(|matrix| matrix.multiply(x, turned));
-        };
-        let k = if turned { first.size.1 } else { first.size.0 };
-        let products = rows_times_each(x, &matrices.map(|matrix| matrix.factor(turned)), k, first.precision);
+        }
+        let products = matrices.first().map(|first| rows_times_each(x, &factors, k, first.precision)).unwrap_or_default();
         products.try_into().expect("as many products as matrices")
     }
 }

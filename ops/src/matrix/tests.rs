@@ -99,6 +99,37 @@ fn only_reading_rounds_many_rows_to_8_bits() {
 }
 
 #[test]
+fn a_small_matrix_of_f32_is_read_packed_and_a_row_has_the_same_bits_alone_and_beside_others() {
+    // sums of one block of the inner axis and of two; whole strips of columns and not
+    for (n, k) in [(64, 48), (320, 33), (33, 700), (600, 16), (5, 1)] {
+        let matrix = Matrix::from_tensor(&noise(n, k)).unwrap();
+        let order: Vec<u32> = (0..n as u32).rev().collect();
+        for matrix in [matrix.clone(), matrix.clone().with_precision(Precision::Int16), matrix.reordered(order).unwrap()] {
+            let (reading, weight) = (matrix.for_reading(), matrix.to_tensor().unwrap());
+            let x = noise(300, k);
+            for rows in [1, 2, 3, 4, 8, 9, 20, 256] {
+                assert!(reading.packed_for(rows, true).is_some() && matrix.packed_for(rows, true).is_none());
+                let part = x.narrow(0, 0, rows).unwrap();
+                let y = reading.forward(&part).unwrap();
+                let exact = part.to_dtype(DType::F64).unwrap().matmul(&weight.to_dtype(DType::F64).unwrap().t().unwrap()).unwrap();
+                let bound = 1e-6 * k as f32;
+                assert!(largest_difference(&y, &exact.to_dtype(DType::F32).unwrap()) < bound, "{n} {k} {rows}");
+                let alone = reading.forward(&part.narrow(0, rows - 1, 1).unwrap()).unwrap();
+                assert_eq!(alone.to_vec2::<f32>().unwrap()[0], y.to_vec2::<f32>().unwrap()[rows - 1], "{n} {k} {rows}");
+                // and added to what is there
+                let mut sum = vec![0.5f32; rows * n];
+                reading.add_multiply(&host_values(&part).unwrap(), true, &mut sum);
+                let sum = (Tensor::from_vec(sum, (rows, n), &Device::Cpu).unwrap() - 0.5).unwrap();
+                assert!(largest_difference(&sum, &y) < bound, "{n} {k} {rows}");
+            }
+            assert!(reading.packed_for(257, true).is_none() && reading.packed_for(1, false).is_none());
+        }
+    }
+    let large = Matrix::from_tensor(&noise(513, 512)).unwrap().for_reading();
+    assert!(large.packed_for(1, true).is_none());
+}
+
+#[test]
 fn what_does_not_fit_is_refused_with_both_sizes() {
     let bytes: Bytes = Arc::new(vec![0u8; 64]);
     assert!(Matrix::new(bytes.clone(), 0..64, Format::F32, (4, 5)).unwrap_err().to_string().contains("80 bytes"));
