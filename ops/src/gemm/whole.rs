@@ -85,9 +85,8 @@ thread_local! {
 /// # Safety
 /// Each output has m n values, which may be unwritten where they are not added to.
 pub unsafe fn packed_products(x: &[f32], rights: &[(&PackedRight, Out)], added: bool) {
-    let Some(((of_first, _), of_all)) = rights.first().zip(Some(rights.iter().map(|(right, _)| right.size.1).sum::<usize>())) else {
-        return;
-    };
+    let Some((of_first, _)) = rights.first() else { return };
+    let of_all: usize = rights.iter().map(|(right, _)| right.size.1).sum();
     let (width, products) = (of_first.words.columns(), x.len() * of_all);
     let mut rows = ROWS.take();
     rows.pack(x, of_first);

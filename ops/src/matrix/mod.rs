@@ -235,10 +235,7 @@ impl Matrix {
     /// The packed copy where `rows` rows are multiplied by it.
     fn packed_for(&self, rows: usize, turned: bool) -> Option<&PackedRight> {
         let takes = self.reading && turned && self.format == Format::F32 && self.in_place() && rows > 0 && rows <= PACKED_ROWS;
-        let pack = || {
-            let (right, n) = self.factor(true);
-            PackedRight::of(right, n, Precision::F32)
-        };
+        let pack = || self.clone().with_precision(Precision::F32).packed();
         (takes && (1..=PACKED_UP_TO).contains(&(self.size.0 * self.size.1))).then(|| self.packed.get_or_init(pack))
     }
 
