@@ -93,6 +93,17 @@ impl Browser {
         }
     }
 
+    /// Waits until a script returns this text: the driver does not wait for a page to have heard its keys.
+    #[track_caller]
+    pub fn wait_for(&self, script: &str, text: &str) {
+        let (begun, mut read) = (Instant::now(), self.run(script));
+        while read != text {
+            assert!(begun.elapsed() < PATIENCE, "{script}: still {read}, not {text}");
+            std::thread::sleep(Duration::from_millis(20));
+            read = self.run(script);
+        }
+    }
+
     /// Does something and waits until the page has drawn itself anew.
     pub fn redrawn(&self, act: impl FnOnce(&Self)) {
         let before = self.number("return Number(document.body.dataset.drawn)");

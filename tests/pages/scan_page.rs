@@ -46,8 +46,8 @@ fn a_sentence_shows_its_patches_and_a_patch_its_sentences() {
     let pointed = "return [...document.querySelectorAll('.sentence.pointed')].map(one => one.textContent.trim()).join('|')";
     browser.redrawn(|browser| browser.click("[data-patch='3.0']"));
     assert!(browser.text(pointed).contains("Heart size is increased."), "{}", browser.text(pointed));
-    browser.redrawn(|browser| browser.keys("\u{E00C}")); // Escape
-    assert_eq!(browser.text(pointed), "");
+    browser.keys("\u{E00C}"); // Escape
+    browser.wait_for(pointed, "");
     browser.redrawn(|browser| browser.click("[data-structure='3']"));
     let place = browser.run(
         "const canvas = document.querySelector('[data-plane=axial] canvas'), context = canvas.getContext('2d');
@@ -163,12 +163,12 @@ fn everything_is_reached_by_keys_and_named_for_screen_readers() {
     let folder = tempfile::tempdir().unwrap();
     browser.open_study(&page(folder.path()));
     // windows, overlay, structures, by their keys
-    browser.redrawn(|browser| browser.keys("3"));
-    assert_eq!(browser.text("return document.querySelector('[data-window][aria-pressed=true]').dataset.window"), "bone");
-    browser.redrawn(|browser| browser.keys("o"));
-    assert_eq!(browser.text("return document.querySelector('[data-overlay][aria-pressed=true]').dataset.overlay"), "attention");
-    browser.redrawn(|browser| browser.keys("]]"));
-    assert_eq!(browser.text("return document.querySelector('#structures [aria-pressed=true]').textContent"), "trachea bronchi");
+    browser.keys("3");
+    browser.wait_for("return document.querySelector('[data-window][aria-pressed=true]').dataset.window", "bone");
+    browser.keys("o");
+    browser.wait_for("return document.querySelector('[data-overlay][aria-pressed=true]').dataset.overlay", "attention");
+    browser.keys("]]");
+    browser.wait_for("return document.querySelector('#structures [aria-pressed=true]').textContent", "trachea bronchi");
     // the tab key reaches sentences, Enter presses them
     let stops = "const stops = [...document.querySelectorAll('button, select, input, canvas, [tabindex]')].filter(one => one.tabIndex >= 0 && one.offsetParent);
         return stops.map(one => one.tagName + '.' + one.className)";
@@ -176,8 +176,8 @@ fn everything_is_reached_by_keys_and_named_for_screen_readers() {
     let count = |kind: &str| stops.as_array().unwrap().iter().filter(|stop| stop.as_str().unwrap().starts_with(kind)).count();
     assert!(count("CANVAS") == 3 && count("SPAN.sentence") >= 5 && count("BUTTON") >= 20, "{stops}");
     browser.run(&format!("document.querySelectorAll('{SENTENCE}')[1].focus()"));
-    browser.redrawn(|browser| browser.keys("\u{E007}")); // Enter
-    assert_eq!(browser.text("return document.querySelector('.sentence[aria-pressed=true]').textContent"), "Heart size is increased.");
+    browser.keys("\u{E007}"); // Enter
+    browser.wait_for("return document.querySelector('.sentence[aria-pressed=true]')?.textContent ?? ''", "Heart size is increased.");
     // names: every control has one, every canvas says its slice
     let nameless = "return [...document.querySelectorAll('button, select, input, canvas, [role=button], section[role], table')]
         .filter(one => !(one.textContent.trim() || one.ariaLabel || one.labels?.length || one.title)).map(one => one.outerHTML.slice(0, 90))";
