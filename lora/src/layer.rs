@@ -158,6 +158,8 @@ pub struct FixedFactor {
     rows: OnceLock<Tensor>,
     /// A and B in the type that a device multiplies.
     narrow: OnceLock<[Tensor; 2]>,
+    /// A small matrix with the adapter merged into it, for reading.
+    merged: OnceLock<Matrix>,
 }
 
 impl FixedFactor {
@@ -228,6 +230,17 @@ impl<M: BaseLinear> Adapted<M> {
             dropout: dropout.filter(|_| *p > 0.0).map(|rng| DropoutMask::draw(rows * self.base.size().1, *p, rng)),
         });
         Some(AdaptedMatrix { matrix, low_rank })
+    }
+
+    /// As [`Self::in_place`], for reading while the adapter does not change: a matrix that is [copied](Matrix::is_copied_for_reading) for it
+    /// has the adapter merged into the copy, any other beside it.
+    pub fn for_reading(&self, fixed: &FixedFactor) -> Result<Option<AdaptedMatrix>> {
+        let copied = self.base.matrix().filter(|matrix| matrix.is_copied_for_reading());
+        let (Some(adapter), Some(matrix)) = (&self.adapter, copied) else {
+            return Ok(self.in_place(0, None).map(AdaptedMatrix::for_reading));
+        };
+        let merge = || Ok(matrix.with_weight(&adapter.merged(&self.base)?)?.for_reading());
+        Ok(Some(FixedFactor::filled(&fixed.merged, merge)?.into()))
     }
 
     /// Whether it is a frozen matrix in the host's memory that carries LoRA or nothing; DoRA needs the whole weight.
@@ -324,6 +337,51 @@ mod tests {
         // A x = -5; B A x = (-15, -20); scale 2
         assert_eq!(rows(&adapter.delta(&x()).unwrap()), [[-30.0, -40.0]]);
         assert_eq!(rows(&x().matmul(&adapter.merged(&Base(weight())).unwrap().t().unwrap()).unwrap()), [[-39.0, -71.0]]);
+    }
+
+    struct Small(Matrix);
+    impl Module for Small {
+        fn forward(&self, x: &Tensor) -> Result<Tensor> {
+            self.0.forward(x)
+        }
+    }
+    impl BaseLinear for Small {
+        fn size(&self) -> (usize, usize) {
+            self.0.size()
+        }
+        fn device(&self) -> &Device {
+            self.0.device()
+        }
+        fn weight(&self) -> Result<Tensor> {
+            self.0.to_tensor()
+        }
+        fn matrix(&self) -> Option<&Matrix> {
+            Some(&self.0)
+        }
+    }
+
+    #[test]
+    fn a_small_matrix_is_read_with_its_adapter_merged() {
+        for dora in [false, true] {
+            let base = Small(Matrix::from_tensor(&weight()).unwrap());
+            let mut adapted = Adapted { base, adapter: Some(trained(dora)) };
+            let expected = adapted.forward(&x(), None).unwrap().to_vec2::<f32>().unwrap();
+            let fixed = FixedFactor::new();
+            // the adapter is fixed at the first use
+            for _ in 0..2 {
+                let reading = adapted.for_reading(&fixed).unwrap().unwrap();
+                assert!(reading.low_rank.is_none());
+                let [y] = ops::adapted_products(&x(), [reading]).unwrap();
+                let found = y.to_vec2::<f32>().unwrap();
+                assert!(found[0].iter().zip(&expected[0]).all(|(a, b)| (a - b).abs() < 1e-4), "{dora}: {found:?} {expected:?}");
+                adapted.adapter = Some(Adapter { scale: 0.0, ..trained(dora) });
+            }
+            // one of 16 bits keeps its adapter beside it, or, of DoRA, is no matrix to read by itself
+            let narrow = Small(Matrix::from_tensor(&weight().to_dtype(DType::BF16).unwrap()).unwrap());
+            let adapted = Adapted { base: narrow, adapter: Some(trained(dora)) };
+            let reading = adapted.for_reading(&FixedFactor::new()).unwrap();
+            assert_eq!(reading.map(|own| own.low_rank.is_some()), (!dora).then_some(true));
+        }
     }
 
     #[test]

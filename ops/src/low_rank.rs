@@ -68,10 +68,8 @@ impl AdaptedMatrix {
     }
 }
 
-/// x times each of some matrices with its adapter, without gradients, as they are [for reading](Matrix::for_reading). x: (..., in), f32 in the host's
-/// memory -> (..., out) of each.
+/// x times each of some matrices with its adapter, without gradients. x: (..., in), f32 in the host's memory -> (..., out) of each.
 pub fn adapted_products<const N: usize>(x: &Tensor, projections: [AdaptedMatrix; N]) -> Result<[Tensor; N]> {
-    let projections = projections.map(AdaptedMatrix::for_reading);
     for own in &projections {
         own.check("adapted products")?;
         if x.dims().last() != Some(&own.matrix.size().1) || !fused(&[x]) {

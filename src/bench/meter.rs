@@ -34,19 +34,34 @@ pub struct Measured {
 
 /// Runs `work` once to warm up and `runs` times on the clock, each when the machine is quiet or the patience is at its end.
 pub fn measure(runs: usize, mut work: impl FnMut() -> Result<()>) -> Result<Measured> {
-    work()?;
-    let mut times = Vec::new();
-    for _ in 0..runs.max(1) {
-        wait_for_quiet();
-        let (before, start) = (Usage::now(), Instant::now());
+    let [measured] = measure_in_turn(runs, [&mut work])?;
+    Ok(measured)
+}
+
+/// As [`measure`], several works in turn, so that the machine's slow and fast minutes fall on all of them.
+pub fn measure_in_turn<const N: usize>(runs: usize, mut works: [&mut dyn FnMut() -> Result<()>; N]) -> Result<[Measured; N]> {
+    for work in &mut works {
         work()?;
-        let seconds = start.elapsed().as_secs_f64();
-        times.push((seconds, Usage::now().others_since(&before, seconds)));
     }
+    let mut times = [const { Vec::new() }; N];
+    for _ in 0..runs.max(1) {
+        for (work, times) in works.iter_mut().zip(&mut times) {
+            wait_for_quiet();
+            let (before, start) = (Usage::now(), Instant::now());
+            work()?;
+            let seconds = start.elapsed().as_secs_f64();
+            times.push((seconds, Usage::now().others_since(&before, seconds)));
+        }
+    }
+    Ok(times.map(|times| measured(&times)))
+}
+
+/// Of the seconds of each run and the share that others took of it.
+fn measured(times: &[(f64, f64)]) -> Measured {
     let quiet: Vec<f64> = times.iter().filter(|(_, others)| *others < QUIET).map(|(seconds, _)| *seconds).collect();
     let all: Vec<f64> = times.iter().map(|(seconds, _)| *seconds).collect();
     let counted = if quiet.len() >= 2.min(all.len()) { quiet.clone() } else { all.clone() };
-    Ok(Measured {
+    Measured {
         median_s: median(counted),
         min_s: all.iter().copied().fold(f64::INFINITY, f64::min),
         quiet_runs: quiet.len(),
@@ -54,7 +69,7 @@ pub fn measure(runs: usize, mut work: impl FnMut() -> Result<()>) -> Result<Meas
         runs_s: all,
         peak_mib: peak_memory_mib(),
         threads: rayon::current_num_threads(),
-    })
+    }
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

@@ -5,7 +5,7 @@ use std::path::Path;
 use candle_core::{DType, Tensor};
 use serde::Serialize;
 
-use super::{Measured, measure};
+use super::{Measured, measure_in_turn};
 use crate::config::Config;
 use crate::data::{Cache, Subset};
 use crate::decoder::{Drafting, Effort, GenerationConfig, ReportDecoder, Strategy};
@@ -42,8 +42,8 @@ pub struct ReportTimes {
     pub drafting: Drafting,
 }
 
-/// Times the greedy reports of a run's LLaMA, one study at a time from visual tokens to text, with and without guesses; texts that
-/// differ are an error.
+/// Times the greedy reports of a run's LLaMA, one study at a time from visual tokens to text, with and without guesses in turn; texts
+/// that differ are an error.
 pub fn report(run: &Path, data: &Path, options: ReportOptions) -> Result<ReportTimes> {
     let (config, cache) = (Config::of_run(run)?, Cache::open(data)?);
     let mut studies = cache.subset(options.split)?;
@@ -62,8 +62,9 @@ pub fn report(run: &Path, data: &Path, options: ReportOptions) -> Result<ReportT
     if let Some(at) = (0..studies.len()).find(|&at| found[at] != expected[at]) {
         return Err(Error::Study { study: studies[at].name.clone(), what: "guesses changed its report".to_string() });
     }
-    let plain = measure(options.runs, || write(&decoder, &tokens, &plain).map(|_| ()))?;
-    let drafted = measure(options.runs, || write(&decoder, &tokens, &guessing).map(|_| ()))?;
+    let mut plainly = || write(&decoder, &tokens, &plain).map(|_| ());
+    let mut ahead = || write(&decoder, &tokens, &guessing).map(|_| ());
+    let [plain, drafted] = measure_in_turn(options.runs, [&mut plainly, &mut ahead])?;
     Ok(ReportTimes {
         studies: studies.len(),
         tokens: effort.tokens,

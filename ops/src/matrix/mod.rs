@@ -232,11 +232,21 @@ impl Matrix {
         Matrix { reading: true, ..self.clone().with_precision(if int8 { Precision::Int8 } else { self.precision }) }
     }
 
+    /// Whether it is so small that it keeps a copy of itself for reading, into which an adapter may as well be merged.
+    pub fn is_copied_for_reading(&self) -> bool {
+        self.format == Format::F32 && self.in_place() && (1..=PACKED_UP_TO).contains(&(self.size.0 * self.size.1))
+    }
+
     /// The packed copy where `rows` rows are multiplied by it.
     fn packed_for(&self, rows: usize, turned: bool) -> Option<&PackedRight> {
-        let takes = self.reading && turned && self.format == Format::F32 && self.in_place() && rows > 0 && rows <= PACKED_ROWS;
+        let takes = self.reading && turned && rows > 0 && rows <= PACKED_ROWS && self.is_copied_for_reading();
         let pack = || self.clone().with_precision(Precision::F32).packed();
-        (takes && (1..=PACKED_UP_TO).contains(&(self.size.0 * self.size.1))).then(|| self.packed.get_or_init(pack))
+        takes.then(|| self.packed.get_or_init(pack))
+    }
+
+    /// Another weight, f32 (out, in), multiplied with the same precision.
+    pub fn with_weight(&self, weight: &Tensor) -> Result<Self> {
+        Ok(Matrix::from_tensor(weight)?.with_precision(self.precision))
     }
 
     /// How exact its products are.

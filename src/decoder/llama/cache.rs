@@ -45,7 +45,7 @@ pub struct KvCache {
     factors: Factors,
 }
 
-/// What DoRA needs of each projection of each layer: adapters do not change while texts are written.
+/// What reading needs of each projection's adapter in each layer: adapters do not change while texts are written.
 pub(super) type Factors = Arc<Vec<layer::Factors>>;
 
 impl KvCache {
@@ -62,12 +62,12 @@ impl KvCache {
         Ok(KvCache { layers, factors: self.factors.clone(), ..*self })
     }
 
-    /// The same with what DoRA needs taken from texts that the same model has written.
+    /// The same with what reading needs of adapters taken from texts that the same model has written.
     pub(super) fn with_factors(self, factors: Factors) -> Self {
         KvCache { factors, ..self }
     }
 
-    /// What DoRA needs; shared with the cache.
+    /// What reading needs of adapters; shared with the cache.
     pub(super) fn factors(&self) -> Factors {
         self.factors.clone()
     }

@@ -22,7 +22,7 @@ const GATE: usize = 4;
 const UP: usize = 5;
 const DOWN: usize = 6;
 
-/// What DoRA needs of each projection.
+/// What reading needs of each projection's adapter.
 pub(super) type Factors = [FixedFactor; PROJECTIONS.len()];
 
 #[derive(Debug, Clone)]
@@ -120,17 +120,25 @@ impl Layer {
         }
     }
 
-    /// The frozen weight of a projection where it is multiplied in place, for what is read without a gradient.
-    fn reading(&self, which: usize) -> Option<Matrix> {
-        self.matrix(which).filter(|matrix| matrix.in_place()).map(Matrix::for_reading)
+    /// Projections that are all in place with their adapters, for what is read without a gradient.
+    fn reading<const N: usize>(&self, which: [usize; N], factors: &Factors) -> Result<Option<[AdaptedMatrix; N]>> {
+        let mut all = Vec::with_capacity(N);
+        for which in which {
+            match self.projections[which].for_reading(&factors[which])? {
+                Some(own) => all.push(own),
+                None => return Ok(None),
+            }
+        }
+        Ok(all.try_into().ok())
     }
 
     /// What some projections with their adapters make of x, without gradients.
     fn project_detached<const N: usize>(&self, which: [usize; N], x: &Tensor, factors: &Factors) -> Result<[Tensor; N]> {
-        if which.iter().all(|&which| self.projections[which].is_in_place()) {
-            return Ok(ops::adapted_products(x, self.in_place(which, x, None))?);
+        if let Some(projections) = self.reading(which, factors)? {
+            return Ok(ops::adapted_products(x, projections)?);
         }
-        let matrices: Vec<Matrix> = which.iter().filter_map(|&which| self.reading(which)).collect();
+        let in_place = |which: &usize| self.matrix(*which).filter(|matrix| matrix.in_place()).map(Matrix::for_reading);
+        let matrices: Vec<Matrix> = which.iter().filter_map(in_place).collect();
         let ys = match <[Matrix; N]>::try_from(matrices) {
             Ok(matrices) => {
                 let ys = Matrix::forward_each(matrices.each_ref(), x)?.into_iter().zip(which);
@@ -171,11 +179,11 @@ impl Layer {
         let mixed = join(&attend([&q, &k, &v], 1.0 / (config.head_width() as f64).sqrt())?)?;
         let [out] = self.project_detached([O], &mixed, factors)?;
         let x = (asked(x, 1)? + out)?;
-        if self.feeds_in_place() {
-            let projections = self.in_place([GATE, UP, DOWN], &x, None).map(AdaptedMatrix::for_reading);
-            return Ok(ops::gated_feed_forward(&x, &self.post_norm, config.rms_norm_eps, projections)?);
+        let norm = self.post_norm.detach();
+        if let Some(projections) = self.reading([GATE, UP, DOWN], factors)? {
+            return Ok(ops::gated_feed_forward(&x, &norm, config.rms_norm_eps, projections)?);
         }
-        let normed = ops::rms_norm(&x, &self.post_norm.detach(), config.rms_norm_eps)?;
+        let normed = ops::rms_norm(&x, &norm, config.rms_norm_eps)?;
         let [gate, up] = self.project_detached([GATE, UP], &normed, factors)?;
         let [down] = self.project_detached([DOWN], &ops::swiglu(&gate, &up)?, factors)?;
         Ok((&x + down)?.detach())
