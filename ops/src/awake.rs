@@ -20,11 +20,12 @@ static AWAKE: AtomicBool = AtomicBool::new(false);
 /// Runs `work` on a thread of a pool of its own, as large as the caller's, while the others wait for its pieces without going to sleep.
 ///
 /// rayon's idle workers sleep after some microseconds, and waking one takes longer than many of the operations between which a training step
-/// or a token alternates. Where there is one thread, and inside another such call, it is `work` and nothing else.
+/// or a token alternates. A pool of one thread has none to keep awake, but its pieces need not be handed to another thread either. Inside another
+/// such call it is `work` and nothing else.
 pub fn awake<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     static POOL: OnceLock<Option<ThreadPool>> = OnceLock::new();
     let threads = rayon::current_num_threads();
-    if threads < 2 || AWAKE.swap(true, Ordering::Acquire) {
+    if AWAKE.swap(true, Ordering::Acquire) {
         return work();
     }
     let done = AtomicBool::new(false);
@@ -94,5 +95,7 @@ mod tests {
         });
         let alone = ThreadPoolBuilder::new().num_threads(1).build().unwrap();
         assert_eq!(alone.install(|| awake(sum)), expected);
+        // also where its one thread is another than the caller's
+        assert_eq!(awake(rayon::current_num_threads), rayon::current_num_threads());
     }
 }

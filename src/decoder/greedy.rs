@@ -67,6 +67,7 @@ pub fn write_greedily(
     on_token: &mut dyn FnMut(usize, u32),
 ) -> Result<(Vec<Vec<u32>>, Effort)> {
     let (mut written, mut effort, mut waiting) = (vec![Vec::new(); count], Effort::default(), 0..count);
+    let index = index.filter(|_| config.drafts > 0);
     let mut texts: Vec<Text> = Vec::new();
     loop {
         while texts.len() < config.batch.clamp(1, FEW_ROWS) {
