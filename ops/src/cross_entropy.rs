@@ -9,7 +9,7 @@ use crate::transfers::host_values;
 use crate::{Matrix, composed};
 
 /// Logits of a chunk in [`linear_cross_entropy`]: 28 MB.
-const CHUNK: usize = 7 << 20;
+const CHUNK: usize = 14 << 20;
 
 /// Weighted sum of -log softmax(logits)\[target\]. logits: (N, V), targets: (N) u32, weights: (N) f32, 0 ignores a row -> scalar.
 ///
