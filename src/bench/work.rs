@@ -76,8 +76,7 @@ pub fn lora_step(base: &Path, options: &StepOptions, device: &Device) -> Result<
     measure_awake(options.runs, || {
         let visual = to_device(&patches, device)?.to_dtype(model.dtype())?;
         let input = Tensor::cat(&[&visual, &model.embed(&words)?], 1)?;
-        let hidden = model.forward(&input, None, None)?;
-        let loss = (model.loss_sum(&hidden, &targets, &weights)? / (batch * text) as f64)?;
+        let loss = (model.next_token_loss(&input, &targets, &weights, None)? / (batch * text) as f64)?;
         let gradients = optimizer.gradients(&mut loss.backward()?);
         optimizer.step_within(gradients, 1e-4, Some(1.0))?;
         // waits for the device, as a training step does for its loss

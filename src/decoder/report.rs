@@ -113,8 +113,7 @@ impl ReportDecoder {
                 let Shifted { inputs, targets, weights } = shifted(reports, prefix, self.tokenizer.pad);
                 let behind: Vec<Vec<u32>> = inputs.into_iter().map(|row| [after.as_slice(), &row].concat()).collect();
                 let input = among_words(model, &visual, before, &behind)?;
-                let hidden = model.forward(&input, None, dropout)?;
-                model.loss_sum(&hidden, &targets, &weights)
+                model.next_token_loss(&input, &targets, &weights, dropout)
             }
             Network::Bert(model) => {
                 let Shifted { inputs, targets, weights } = shifted(reports, 1, self.tokenizer.pad);

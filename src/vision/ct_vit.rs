@@ -253,6 +253,12 @@ impl CtVit {
         // peers.md a.2: the order inside a patch is frame, row, column
         let patches = ops::patches(volumes, self.config.patch_shape())?;
         let tokens = match &self.embedding {
+            Embedding::LayerNormLinear { norm: [gamma, beta], linear: [weight, bias] } if weight.track_op() && !patches.track_op() => {
+                // patches take no gradient: with the norm's scale and shift in the weight nothing but the normed ones is kept for it
+                let normed = ops::layer_norm(&patches, &gamma.detach().ones_like()?, None, EPS)?;
+                let bias = (bias + weight.matmul(&beta.unsqueeze(1)?)?.squeeze(1)?)?;
+                ops::linear(&normed, &weight.broadcast_mul(gamma)?, Some(&bias))?
+            }
             Embedding::LayerNormLinear { norm: [gamma, beta], linear: [weight, bias] } => {
                 ops::linear(&ops::layer_norm(&patches, gamma, Some(beta), EPS)?, weight, Some(bias))?
             }

@@ -65,17 +65,23 @@ fn away(mut model: Llama) -> Llama {
     model
 }
 
-/// The loss of two reports behind visual tokens, and the gradients of tokens and adapters by name.
-fn learn(model: &Llama, dropout: bool) -> (f32, BTreeMap<String, Tensor>) {
+/// The loss of two reports behind visual tokens, and the gradients of tokens and adapters by name. `whole`: with all positions through all layers.
+fn learn(model: &Llama, dropout: bool, whole: bool) -> (f32, BTreeMap<String, Tensor>) {
     let visual = Var::from_tensor(&noise(&[2, 5, 64], 0.5, 9)).unwrap();
     let ids = Tensor::new(&[[1u32, 7, 9, 30], [2, 2, 49, 11]], &Device::Cpu).unwrap();
     let input = Tensor::cat(&[&visual.to_dtype(model.dtype()).unwrap(), &model.embed(&ids).unwrap()], 1).unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64(4);
-    let hidden = model.forward(&input, None, dropout.then_some(&mut rng)).unwrap();
-    assert_eq!(hidden.dtype(), model.dtype());
     let targets = vec![vec![0, 0, 0, 0, 1, 7, 9, 30, 3], vec![0, 0, 0, 0, 2, 2, 49, 11, 3]];
     let weights = vec![vec![0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0], vec![0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 4.0, 1.0, 0.0]];
-    let loss = model.loss_sum(&hidden, &targets, &weights).unwrap();
+    let rng = dropout.then_some(&mut rng);
+    let loss = if whole {
+        let hidden = model.forward(&input, None, rng).unwrap();
+        assert_eq!(hidden.dtype(), model.dtype());
+        model.loss_sum(&hidden, &targets, &weights)
+    } else {
+        model.next_token_loss(&input, &targets, &weights, rng)
+    };
+    let loss = loss.unwrap();
     let mut store = loss.backward().unwrap();
     let vars = model.lora_vars().into_iter().chain([("visual".to_string(), visual)]);
     let gradients = vars.map(|(name, var)| {
@@ -107,12 +113,12 @@ fn bound(dtype: DType) -> f64 {
 fn a_model_in_a_devices_form_learns_what_the_processors_does() {
     for (dtype, dropout) in [(DType::F32, false), (DType::F32, true), (DType::BF16, false), (DType::BF16, true)] {
         let own = if dropout { 0.1 } else { 0.0 };
-        let (expected_loss, expected) = learn(&adapted(dtype, own), dropout);
+        let (expected_loss, expected) = learn(&adapted(dtype, own), dropout, false);
         for recompute in [false, true] {
             let mut model = away(adapted(dtype, own));
             assert_eq!(model.dtype(), dtype);
             model.set_recompute(recompute);
-            let (loss, found) = learn(&model, dropout);
+            let (loss, found) = learn(&model, dropout, false);
             assert!(
                 f64::from((loss - expected_loss).abs()) < bound(dtype) * f64::from(expected_loss),
                 "{dtype:?}: {loss} for {expected_loss}"
@@ -122,6 +128,19 @@ fn a_model_in_a_devices_form_learns_what_the_processors_does() {
                 let apart = apart(&found[name], expected);
                 assert!(apart < bound(dtype), "{dtype:?}, dropout {dropout}, recompute {recompute}: {name} is {apart} apart");
             }
+        }
+    }
+}
+
+#[test]
+fn what_stands_before_the_first_label_is_left_out_and_changes_nothing() {
+    for (form, recompute) in [(away as fn(Llama) -> Llama, false), (away, true), (|model| model, false), (|model| model, true)] {
+        let mut model = form(adapted(DType::F32, 0.0));
+        model.set_recompute(recompute);
+        let [(expected_loss, expected), (loss, found)] = [true, false].map(|whole| learn(&model, false, whole));
+        assert!((loss - expected_loss).abs() < 1e-6 * expected_loss, "{loss} for {expected_loss}");
+        for (name, expected) in &expected {
+            assert!(apart(&found[name], expected) < 1e-5, "recompute {recompute}: {name}");
         }
     }
 }

@@ -54,10 +54,10 @@ impl Layer {
         config: &LlamaConfig,
         tables: (&Tensor, &Tensor),
         key_mask: Option<&Tensor>,
-        mut dropout: Option<&mut ChaCha8Rng>,
+        (first, mut dropout): (usize, Option<&mut ChaCha8Rng>),
     ) -> Result<Tensor> {
         let x = self.attend(x, config, tables, key_mask, dropout.as_deref_mut())?;
-        self.feed_forward(&x, config, dropout)
+        self.feed_forward(&x, config, (first, dropout))
     }
 
     /// x and what attention adds to it.
@@ -84,14 +84,20 @@ impl Layer {
         Ok((x + project(O, &mixed)?)?)
     }
 
-    /// x and what the feed-forward block adds to it.
-    pub(super) fn feed_forward(&self, x: &Tensor, config: &LlamaConfig, mut dropout: Option<&mut ChaCha8Rng>) -> Result<Tensor> {
+    /// x and what the feed-forward block adds to it, of the positions from `first` on.
+    pub(super) fn feed_forward(
+        &self,
+        x: &Tensor,
+        config: &LlamaConfig,
+        (first, mut dropout): (usize, Option<&mut ChaCha8Rng>),
+    ) -> Result<Tensor> {
+        let x = if first == 0 { x.clone() } else { x.narrow(1, first, x.dim(1)? - first)?.contiguous()? };
         if self.feeds_in_place() {
-            let projections = self.in_place([GATE, UP, DOWN], x, dropout);
-            return Ok(ops::gated_feed_forward(x, &self.post_norm, config.rms_norm_eps, projections)?);
+            let projections = self.in_place([GATE, UP, DOWN], &x, dropout);
+            return Ok(ops::gated_feed_forward(&x, &self.post_norm, config.rms_norm_eps, projections)?);
         }
         let mut project = |which: usize, x: &Tensor| self.projections[which].forward(x, dropout.as_deref_mut());
-        let normed = ops::rms_norm(x, &self.post_norm, config.rms_norm_eps)?;
+        let normed = ops::rms_norm(&x, &self.post_norm, config.rms_norm_eps)?;
         let hidden = ops::swiglu(&project(GATE, &normed)?, &project(UP, &normed)?)?;
         Ok((x + project(DOWN, &hidden)?)?)
     }

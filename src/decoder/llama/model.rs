@@ -98,21 +98,34 @@ impl Llama {
 
     /// embeddings: (B, L, D) at positions 0..L; key_mask: (B, L), 1 where a position may be attended to -> (B, L, D) after the last norm.
     /// `dropout`: the generator of a training step, for the adapters.
-    pub fn forward(&self, embeddings: &Tensor, key_mask: Option<&Tensor>, mut dropout: Option<&mut ChaCha8Rng>) -> Result<Tensor> {
+    pub fn forward(&self, embeddings: &Tensor, key_mask: Option<&Tensor>, dropout: Option<&mut ChaCha8Rng>) -> Result<Tensor> {
+        self.forward_from(0, embeddings, key_mask, dropout)
+    }
+
+    /// As [`Self::forward`], of the positions from `first` on: the last layer's feed-forward block computes no others.
+    fn forward_from(
+        &self,
+        first: usize,
+        embeddings: &Tensor,
+        key_mask: Option<&Tensor>,
+        mut dropout: Option<&mut ChaCha8Rng>,
+    ) -> Result<Tensor> {
         let length = embeddings.dim(1)?;
         self.check_length(length)?;
         let (cos, sin) = (self.cos.narrow(0, 0, length)?, self.sin.narrow(0, 0, length)?);
         let mut x = embeddings.clone();
-        for layer in &self.layers {
-            x = self.through(layer, &x, (&cos, &sin), key_mask, dropout.as_deref_mut())?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let first = if index + 1 == self.layers.len() { first } else { 0 };
+            x = self.through((layer, first), &x, (&cos, &sin), key_mask, dropout.as_deref_mut())?;
         }
         Ok(ops::rms_norm(&x, &self.norm, self.config.rms_norm_eps)?)
     }
 
-    /// One layer, which keeps for its gradient what the model's settings say: its input, the frozen products beside it, or the whole graph.
+    /// One layer, of the positions from `first` on, which keeps for its gradient what the model's settings say: its input, the frozen products beside
+    /// it, or the whole graph.
     fn through(
         &self,
-        layer: &Layer,
+        (layer, first): (&Layer, usize),
         x: &Tensor,
         tables: (&Tensor, &Tensor),
         key_mask: Option<&Tensor>,
@@ -120,20 +133,20 @@ impl Llama {
     ) -> Result<Tensor> {
         let fused = !self.recompute && layer.feeds_in_place();
         if !self.recompute && (!self.head.keeps_products() || fused && layer.attends_in_place()) {
-            return layer.forward(x, &self.config, tables, key_mask, dropout);
+            return layer.forward(x, &self.config, tables, key_mask, (first, dropout));
         }
         let (inner, config, key_mask) = (layer.clone(), self.config.clone(), key_mask.cloned());
         let (cos, sin) = (tables.0.clone(), tables.1.clone());
         let block = move |x: &[Tensor], mut dropout: Option<&mut ChaCha8Rng>| {
             let x = inner.attend(&x[0], &config, (&cos, &sin), key_mask.as_ref(), dropout.as_deref_mut())?;
-            if fused { Ok(x) } else { inner.feed_forward(&x, &config, dropout) }
+            if fused { Ok(x) } else { inner.feed_forward(&x, &config, (first, dropout)) }
         };
         match self.recompute {
             true => ops::checkpoint(&[x], dropout, block),
             false => {
                 let x = ops::checkpoint_keeping_products(&[x], dropout.as_deref_mut(), block)?;
                 // it keeps what it needs by itself
-                if fused { layer.feed_forward(&x, &self.config, dropout) } else { Ok(x) }
+                if fused { layer.feed_forward(&x, &self.config, (first, dropout)) } else { Ok(x) }
             }
         }
     }
@@ -201,6 +214,21 @@ impl Llama {
         Ok(self.head.forward(hidden)?)
     }
 
+    /// Next-token loss of embeddings (B, L, D): what [`Self::loss_sum`] makes of [`Self::forward`], which need not compute all that stands before the
+    /// first label.
+    pub fn next_token_loss(
+        &self,
+        embeddings: &Tensor,
+        targets: &[Vec<u32>],
+        weights: &[Vec<f32>],
+        dropout: Option<&mut ChaCha8Rng>,
+    ) -> Result<Tensor> {
+        let before = |row: &Vec<f32>| row.iter().position(|weight| *weight != 0.0);
+        let first = weights.iter().filter_map(before).min().unwrap_or(0);
+        let hidden = self.forward_from(first, embeddings, None, dropout)?;
+        self.loss_sum(&hidden, &behind(targets, first), &behind(weights, first))
+    }
+
     /// Next-token loss. hidden: (B, L, D); targets: (B, L), the id that position i should give next; weights: (B, L), 0 where it does not count.
     /// -> the weighted sum over all positions.
     pub fn loss_sum(&self, hidden: &Tensor, targets: &[Vec<u32>], weights: &[Vec<f32>]) -> Result<Tensor> {
@@ -221,4 +249,9 @@ impl Llama {
         }
         Ok(())
     }
+}
+
+/// What each row holds from its place `first` on.
+fn behind<T: Clone>(rows: &[Vec<T>], first: usize) -> Vec<Vec<T>> {
+    rows.iter().map(|row| row[first..].to_vec()).collect()
 }
