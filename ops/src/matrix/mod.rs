@@ -311,10 +311,26 @@ impl Matrix {
 
     /// All values, f32 (out, in), on the matrix's device.
     pub fn to_tensor(&self) -> Result<Tensor> {
+        let all = || (0..self.size.0 as u32).collect::<Vec<_>>();
         match &self.rows {
             Rows::Device(tensor) => tensor.to_dtype(DType::F32),
-            _ => self.rows(&(0..self.size.0 as u32).collect::<Vec<_>>()),
+            // they stay where they are: no upload
+            host @ Rows::Host { .. } => Tensor::from_vec(self.read(host, &all()), self.size, &Device::Cpu),
+            #[cfg(feature = "cuda")]
+            Rows::Blocks(_) => self.rows(&all()),
         }
+    }
+
+    /// The values of some rows of `from`, which are in the host's memory.
+    fn read(&self, from: &Rows, indices: &[u32]) -> Vec<f32> {
+        let Rows::Host { bytes, range, order } = from else { unreachable!("single rows are read in the host's memory") };
+        let (right, width) = (self.right(bytes, range, order, true), self.size.1);
+        let mut out = vec![0.0; indices.len() * width];
+        if width > 0 {
+            let work = |(out, &index): (&mut [f32], &u32)| self.format.read(right.row(index as usize), 0, out);
+            out.par_chunks_exact_mut(width).zip(indices).with_min_len(16).for_each(work);
+        }
+        out
     }
 
     /// The rows as the products read them.
@@ -338,14 +354,7 @@ impl Matrix {
                 return tensor.index_select(&indices, 0)?.to_dtype(DType::F32);
             }
         };
-        let Rows::Host { bytes, range, order } = from else { unreachable!("single rows are read in the host's memory") };
-        let right = self.right(bytes, range, order, true);
-        let mut out = vec![0.0; indices.len() * width];
-        if width > 0 {
-            let work = |(out, &index): (&mut [f32], &u32)| self.format.read(right.row(index as usize), 0, out);
-            out.par_chunks_exact_mut(width).zip(indices).with_min_len(16).for_each(work);
-        }
-        transfers::upload(out, (indices.len(), width), device)
+        transfers::upload(self.read(from, indices), (indices.len(), width), device)
     }
 
     /// x W^T, with the gradient to x only. x: (..., in) -> (..., out).
