@@ -95,7 +95,7 @@ mod tests {
         });
         let alone = ThreadPoolBuilder::new().num_threads(1).build().unwrap();
         assert_eq!(alone.install(|| awake(sum)), expected);
-        // also where its one thread is another than the caller's
+        // from a thread of no pool: as many threads inside as outside
         assert_eq!(awake(rayon::current_num_threads), rayon::current_num_threads());
     }
 }

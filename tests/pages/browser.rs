@@ -86,19 +86,15 @@ impl Browser {
     /// Waits until a script returns true.
     #[track_caller]
     pub fn wait(&self, script: &str) {
-        let begun = Instant::now();
-        while self.run(script) != Value::Bool(true) {
-            assert!(begun.elapsed() < PATIENCE, "still not: {script}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        self.wait_for(script, true);
     }
 
-    /// Waits until a script returns this text: the driver does not wait for a page to have heard its keys.
+    /// Waits until a script returns this value: the driver does not wait for a page to have heard its keys.
     #[track_caller]
-    pub fn wait_for(&self, script: &str, text: &str) {
-        let (begun, mut read) = (Instant::now(), self.run(script));
-        while read != text {
-            assert!(begun.elapsed() < PATIENCE, "{script}: still {read}, not {text}");
+    pub fn wait_for(&self, script: &str, value: impl Into<Value>) {
+        let (begun, value, mut read) = (Instant::now(), value.into(), self.run(script));
+        while read != value {
+            assert!(begun.elapsed() < PATIENCE, "{script}: still {read}, not {value}");
             std::thread::sleep(Duration::from_millis(20));
             read = self.run(script);
         }

@@ -91,13 +91,13 @@ impl Layer {
         config: &LlamaConfig,
         (first, mut dropout): (usize, Option<&mut ChaCha8Rng>),
     ) -> Result<Tensor> {
-        let x = if first == 0 { x.clone() } else { x.narrow(1, first, x.dim(1)? - first)?.contiguous()? };
+        let x = &from(x, 1, first)?;
         if self.feeds_in_place() {
-            let projections = self.in_place([GATE, UP, DOWN], &x, dropout);
-            return Ok(ops::gated_feed_forward(&x, &self.post_norm, config.rms_norm_eps, projections)?);
+            let projections = self.in_place([GATE, UP, DOWN], x, dropout);
+            return Ok(ops::gated_feed_forward(x, &self.post_norm, config.rms_norm_eps, projections)?);
         }
         let mut project = |which: usize, x: &Tensor| self.projections[which].forward(x, dropout.as_deref_mut());
-        let normed = ops::rms_norm(&x, &self.post_norm, config.rms_norm_eps)?;
+        let normed = ops::rms_norm(x, &self.post_norm, config.rms_norm_eps)?;
         let hidden = ops::swiglu(&project(GATE, &normed)?, &project(UP, &normed)?)?;
         Ok((x + project(DOWN, &hidden)?)?)
     }
@@ -170,7 +170,7 @@ impl Layer {
     ) -> Result<Tensor> {
         let normed = ops::rms_norm(x, &self.input_norm.detach(), config.rms_norm_eps)?;
         let skipped = if last { x.dim(1)?.saturating_sub(1) } else { 0 };
-        let asked = |x: &Tensor, axis: usize| x.narrow(axis, skipped, x.dim(axis)? - skipped)?.contiguous();
+        let asked = |x: &Tensor, axis: usize| from(x, axis, skipped);
         let [q, k, v] = match skipped {
             0 => self.project_detached([Q, K, V], &normed, factors)?,
             _ => {
@@ -194,6 +194,11 @@ impl Layer {
         let [down] = self.project_detached([DOWN], &ops::swiglu(&gate, &up)?, factors)?;
         Ok((&x + down)?.detach())
     }
+}
+
+/// What x holds from place `first` of an axis on.
+fn from(x: &Tensor, axis: usize, first: usize) -> candle_core::Result<Tensor> {
+    x.narrow(axis, first, x.dim(axis)? - first)?.contiguous()
 }
 
 /// (B, L, H D) -> (B, H, L, D).
