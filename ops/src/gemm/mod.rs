@@ -1,5 +1,5 @@
 //! Matrix products with the right factor read where it lies: a mapped file's bf16 or quantised rows are packed strip by strip as they are
-//! multiplied, so that no second copy of a weight exists, in either direction.
+//! multiplied, or, for few rows beside a long inner axis, multiplied as they stand; no second copy of a weight exists, in either direction.
 //!
 //! The scheme is that of K. Goto and R. van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008): strips of the right factor
 //! stay in the second-level cache, a tile of the left one in the first-level cache while they stream past it. Sums are taken in one order whatever
@@ -10,6 +10,8 @@ mod halves;
 mod pack;
 #[cfg(target_arch = "x86_64")]
 mod shorts;
+#[cfg(target_arch = "x86_64")]
+mod standing;
 mod strips;
 mod tile;
 mod whole;
@@ -27,6 +29,8 @@ pub use pack::turn;
 #[cfg(target_arch = "x86_64")]
 pub use pack::turn_16;
 use pack::{Kind, Words, aligned, as_values, as_words, pack_tile};
+#[cfg(target_arch = "x86_64")]
+use pack::{LANES, pack_panel};
 use strips::Factor;
 #[cfg(target_arch = "x86_64")]
 pub use tile::mask;
@@ -52,6 +56,10 @@ const LEFT_KEPT: usize = 2 << 20;
 
 /// Products below this are not worth a second core.
 const PARALLEL_FROM: usize = 1 << 18;
+
+/// Times as long as there are rows of the left factor, its rows are worth leaving a turned right factor as it stands: what is saved grows with them,
+/// and sums are turned for it.
+const STANDING_FROM: usize = 2;
 
 /// How exact a product is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -207,17 +215,22 @@ fn kind<'a>(level: Level, precision: Precision, along: bool, mut rights: impl It
 /// Each output has m n values, which may be unwritten where they are replaced.
 unsafe fn run(level: Level, (m, k): (usize, usize), left: Left, rights: &[(Right, usize, Out)], (precision, before): (Precision, Before)) {
     let along = left.column == 1;
-    let words = Words { kind: kind(level, precision, along, rights.iter().map(|(right, ..)| right)), level };
+    let kind = match kind(level, precision, along, rights.iter().map(|(right, ..)| right)) {
+        Kind::Pair if along && k >= STANDING_FROM * m && rights.iter().all(|(right, ..)| right.turned) => Kind::Standing,
+        kind => kind,
+    };
+    let words = Words { kind, level };
     let packed = PackedLeft::new(left, (m, k), words);
     let threads = rayon::current_num_threads();
+    let group = GROUP * WIDTH / words.columns().min(WIDTH);
     let all: usize = rights.iter().map(|(_, n, _)| n.div_ceil(words.columns())).sum();
     // as many groups as there are, and a few for each core: all of nearly one size
-    let in_all = all.div_ceil(GROUP).max(PIECES * threads).min(all);
+    let in_all = all.div_ceil(group).max(PIECES * threads).min(all);
     // task, first and last strip of each piece of work
     let mut pieces = Vec::new();
     for (right, n, out) in rights {
         let strips = n.div_ceil(words.columns());
-        let count = strips.div_ceil(GROUP).max((PIECES * threads * strips).div_ceil(all.max(1))).min(strips);
+        let count = strips.div_ceil(group).max((PIECES * threads * strips).div_ceil(all.max(1))).min(strips);
         for rows in row_parts(m, in_all, threads, packed.tile) {
             let task = Task { size: (m, k, *n), rows, factor: Factor { right: *right, words }, packed: &packed, before, out: *out };
             pieces.extend((0..count).map(|piece| (task, piece * strips / count, (piece + 1) * strips / count)));
@@ -226,7 +239,11 @@ unsafe fn run(level: Level, (m, k): (usize, usize), left: Left, rights: &[(Right
     let work = |(task, first, last): &(Task, usize, usize)| {
         // taken, so that nothing else that runs on this thread meanwhile has it too
         let mut scratch = SCRATCH.take();
-        task.group(*first, last - first, &mut scratch);
+        match kind {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Standing => task.standing(*first, last - first, &mut scratch),
+            _ => task.group(*first, last - first, &mut scratch),
+        }
         SCRATCH.set(scratch);
     };
     if m * k * rights.iter().map(|(_, n, _)| n).sum::<usize>() < PARALLEL_FROM {
@@ -322,11 +339,15 @@ struct PackedLeft {
 
 impl PackedLeft {
     fn new(left: Left, (m, k): (usize, usize), words: Words) -> Self {
+        let (tile, m, pack_tile): (_, _, fn(_, _, _, _, &mut _)) = match words.kind {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Standing => (standing::PANEL, m.next_multiple_of(LANES), pack_panel),
+            _ => (words.level.rows(), m, pack_tile),
+        };
         let mut starts = vec![0];
         for (_, count) in blocks(k, words) {
             starts.push(starts[starts.len() - 1] + words.of_left(count) * m);
         }
-        let tile = words.level.rows();
         let pack = |mut rest: &mut [MaybeUninit<u32>], ready: fn(&mut [MaybeUninit<u32>]) -> &mut [u32]| {
             for (start, count) in blocks(k, words) {
                 let (block, after) = rest.split_at_mut(words.of_left(count) * m);
@@ -403,6 +424,14 @@ struct Task<'a> {
 }
 
 impl Task<'_> {
+    /// What is read next, after these columns of a block so deep: columns and part of the inner axis. `span`: the next block.
+    fn next(&self, (first, columns): (usize, usize), depth: usize, span: Option<(usize, usize)>) -> ((usize, usize), (usize, usize)) {
+        match span {
+            Some(span) => ((first, columns), span),
+            None => ((first + columns, columns.min(self.size.2 - first - columns)), (0, depth)),
+        }
+    }
+
     /// Multiplies `count` strips of [`WIDTH`] columns from strip `first` on, or as many as there are.
     fn group(&self, first: usize, count: usize, scratch: &mut Scratch) {
         let Factor { right, words } = self.factor;
@@ -415,11 +444,7 @@ impl Task<'_> {
         let sums = as_values(aligned(&mut scratch.sums, kept));
         let mut spans = blocks(k, words).enumerate().peekable();
         while let Some((block, span)) = spans.next() {
-            // what is packed next: columns and part of the inner axis
-            let next = match spans.peek() {
-                Some(&(_, span)) => ((first, columns), span),
-                None => ((first + columns, columns.min(n - first - columns)), (0, span.1)),
-            };
+            let next = self.next((first, columns), span.1, spans.peek().map(|&(_, span)| span));
             let (rows, along) = if right.turned { next } else { (next.1, next.0) };
             let last = spans.peek().is_none();
             let tiles = (bottom - top).div_ceil(tile) * count;

@@ -21,6 +21,8 @@ pub enum Kind {
     Value,
     /// Two bf16 that are neighbours on the inner axis.
     Pair,
+    /// As [`Kind::Pair`], with the left factor in panels and the right one as it stands, turned (`super::standing`).
+    Standing,
     /// Two f16 of one place on the inner axis (`super::halves`).
     Halves,
     /// Two integers of 16 bits that are neighbours on the inner axis (`super::shorts`).
@@ -37,7 +39,7 @@ pub struct Words {
 impl Words {
     /// Whether a word holds two neighbours on the inner axis.
     pub fn pairs(self) -> bool {
-        matches!(self.kind, Kind::Pair | Kind::Shorts)
+        matches!(self.kind, Kind::Pair | Kind::Standing | Kind::Shorts)
     }
 
     /// Words of `count` values along the inner axis.
@@ -51,9 +53,13 @@ impl Words {
         self.of(count) + usize::from(self.kind == Kind::Halves)
     }
 
-    /// Columns of a strip of [`WIDTH`] words.
+    /// Columns of a strip: of its [`WIDTH`] words where it is packed.
     pub fn columns(self) -> usize {
-        if self.kind == Kind::Halves { 2 * WIDTH } else { WIDTH }
+        match self.kind {
+            Kind::Halves => 2 * WIDTH,
+            Kind::Standing => LANES,
+            _ => WIDTH,
+        }
     }
 
     /// Makes words of values that lie along the inner axis: of halves, those of the left factor.
@@ -66,7 +72,7 @@ impl Words {
             Kind::Shorts => return super::shorts::along(values, words),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the level has the features.
-            Kind::Pair if self.level == Level::Avx512Bf16 => return unsafe { narrow(values, words) },
+            Kind::Pair | Kind::Standing if self.level == Level::Avx512Bf16 => return unsafe { narrow(values, words) },
             _ => {}
         }
         for (word, pair) in words.iter_mut().zip(values.chunks(2)) {
@@ -204,6 +210,23 @@ pub fn pack_tile(left: Left, first: usize, (start, count): (usize, usize), words
         words.turn(&lanes, length, (rows, length), rows, out);
     } else {
         words.turn(as_words(part), left.row, (rows, count), rows, out);
+    }
+}
+
+/// Packs the left factor's rows from `first` on, which lie along the inner axis, in sixteens: what `out` holds beyond the last row is zero.
+#[cfg(target_arch = "x86_64")]
+pub fn pack_panel(left: Left, first: usize, (start, count): (usize, usize), words: Words, out: &mut [u32]) {
+    let length = words.of(count);
+    let width = out.len() / length;
+    let mut lanes = vec![0u32; LANES * length];
+    for group in (0..width).step_by(LANES) {
+        for (lane, line) in lanes.chunks_exact_mut(length).enumerate() {
+            match left.values.get((first + group + lane) * left.row + start..) {
+                Some(row) if row.len() >= count => words.along(&row[..count], line),
+                _ => line.fill(0),
+            }
+        }
+        words.turn(&lanes, length, (LANES, length), width, &mut out[group..]);
     }
 }
 

@@ -56,9 +56,12 @@ impl Factor<'_> {
         }
     }
 
-    fn read_along(&self, row: &[u8], start: usize, values: &mut [f32], out: &mut [u32]) {
+    /// Makes words of the values from `start` on of a row that lies along the inner axis.
+    pub fn read_along(&self, row: &[u8], start: usize, values: &mut [f32], out: &mut [u32]) {
         match self.right.format {
-            Format::Bf16 if self.words.kind == Kind::Pair && values.len().is_multiple_of(2) && start.is_multiple_of(2) => {
+            Format::Bf16
+                if matches!(self.words.kind, Kind::Pair | Kind::Standing) && values.len().is_multiple_of(2) && start.is_multiple_of(2) =>
+            {
                 words::<u32>(row, start / 2, out.len(), |pairs| out.copy_from_slice(pairs));
             }
             format if self.words.kind == Kind::Value => format.read(row, start, as_values(out)),

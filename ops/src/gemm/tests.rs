@@ -43,7 +43,7 @@ fn products_equal_those_in_f64_for_every_level_order_and_odd_size() {
 #[test]
 fn bf16_rows_are_multiplied_where_they_lie_in_both_directions() {
     for &level in Level::all() {
-        for size @ (m, k, n) in SIZES {
+        for size @ (m, k, n) in SIZES.into_iter().chain([(70, 1100, 50), (50, 1025, 33)]) {
             for turned in [false, true] {
                 let (a, b) = (noise(m * k, 3), noise(k * n, 4));
                 let b: Vec<bf16> = b.iter().map(|&b| bf16::from_f32(b)).collect();
@@ -54,7 +54,30 @@ fn bf16_rows_are_multiplied_where_they_lie_in_both_directions() {
                 let left = Left { values: &a, row: k, column: 1 };
                 let out = products_at(level, (m, k), left, &[(right, n)], Precision::F32).remove(0);
                 check(&out, &expected(size, |i, p| f64::from(a[i * k + p]), other), 1e-5 * k as f64, &format!("{level:?} {size:?}"));
+                let rounded = |x: f32| if level == Level::Avx512Bf16 { bf16::from_f32(x).to_f64() } else { f64::from(x) };
+                let out = products_at(level, (m, k), left, &[(right, n)], Precision::Bf16).remove(0);
+                check(&out, &expected(size, |i, p| rounded(a[i * k + p]), other), 1e-5 * k as f64, &format!("bf16 {level:?} {size:?}"));
             }
+        }
+    }
+}
+
+#[test]
+fn a_row_gives_the_same_bits_beside_few_and_many() {
+    let (k, n) = (1300, 70);
+    let (a, b) = (noise(800 * k, 3), noise(k * n, 4));
+    let bytes: Vec<u8> = b.iter().flat_map(|&b| bf16::from_f32(b).to_le_bytes()).collect();
+    let order: Vec<u32> = (0..n as u32).rev().collect();
+    let right = Right { bytes: &bytes, format: Format::Bf16, columns: k, turned: true, order: Some(&order), small: None };
+    for &level in Level::all() {
+        let of = |m: usize| {
+            let left = Left { values: &a[..m * k], row: k, column: 1 };
+            products_at(level, (m, k), left, &[(right, n)], Precision::Bf16).remove(0)
+        };
+        // from 650 rows on a right factor is packed in any case
+        let all = of(800);
+        for m in [9, 16, 40, 50, 130] {
+            assert_eq!(of(m), all[..m * n], "{level:?} {m}");
         }
     }
 }
