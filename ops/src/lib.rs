@@ -64,7 +64,7 @@ pub use few::FEW_ROWS;
 pub use gemm::Precision;
 pub use linear::{frozen_linear, linear, linear_in, linear_residual};
 pub use low_rank::{AdaptedMatrix, LowRank, adapted_products};
-pub use matrix::{Bytes, Format, Matrix};
+pub use matrix::{Bytes, Format, Held, Matrix};
 pub use memory::{keep_elementwise_work_on_its_thread, keep_heaps_beside, keep_one_heap, reuse_freed_memory};
 pub use nearest::nearest_rows;
 pub use norm::{l2_normalize, l2_normalize_scaled, layer_norm, rms_norm};

@@ -97,7 +97,8 @@ pub struct DecodeOptions {
 
 /// Times `options.new` tokens after a prompt that was read before the clock started.
 pub fn decode(base: &Path, options: &DecodeOptions, device: &Device) -> Result<Measured> {
-    let model = open_llama(base, device)?;
+    let mut model = open_llama(base, device)?;
+    model.set_writing();
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let prompt = model.embed(&ids(&mut rng, 1, options.prompt, model.config().vocab_size)?)?;
     let mut cache = model.cache(1, options.prompt + options.new + 1);

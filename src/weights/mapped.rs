@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use candle_core::quantized::{GgmlDType, gguf_file};
-use ctscribe_ops::{Bytes, Format, Matrix};
+use ctscribe_ops::{Bytes, Format, Held, Matrix};
 use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensors};
 
@@ -118,7 +118,7 @@ impl Mapped {
 
     fn add_safetensors(&mut self, path: &Path) -> Result<()> {
         let map = map(path)?;
-        let read = SafeTensors::read_metadata(&map);
+        let read = SafeTensors::read_metadata(map.as_ref());
         let (header, metadata) = read.map_err(|e| Error::file(path, format!("not a whole safetensors file: {e}")))?;
         let (start, bytes): (usize, Bytes) = (header + 8, Arc::new(map));
         for (name, info) in metadata.tensors() {
@@ -138,8 +138,8 @@ impl Mapped {
     fn add_gguf(&mut self, path: &Path) -> Result<()> {
         let map = map(path)?;
         let fault = |e: candle_core::Error| Error::file(path, format!("not a whole GGUF file: {e}"));
-        let content = gguf_file::Content::read(&mut Cursor::new(&map[..])).map_err(fault)?;
-        let (length, bytes): (usize, Bytes) = (map.len(), Arc::new(map));
+        let content = gguf_file::Content::read(&mut Cursor::new(map.as_ref())).map_err(fault)?;
+        let (length, bytes): (usize, Bytes) = (map.as_ref().len(), Arc::new(map));
         for (name, info) in &content.tensor_infos {
             let (shape, format) = (info.shape.dims().to_vec(), gguf_format(path, name, info.ggml_dtype)?);
             let columns = shape.last().copied().unwrap_or(1);
@@ -157,10 +157,29 @@ impl Mapped {
     }
 }
 
-fn map(path: &Path) -> Result<Mmap> {
+/// A file that is mapped and only read.
+struct MappedFile(Mmap);
+
+impl AsRef<[u8]> for MappedFile {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Held for MappedFile {
+    fn release(&self, range: Range<usize>) {
+        // SAFETY: the pages are a file's and never written: whoever reads them again has the same bytes. Where the system declines, they stay.
+        #[cfg(unix)]
+        let _ = unsafe { self.0.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+}
+
+fn map(path: &Path) -> Result<MappedFile> {
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
     // SAFETY: a checkpoint that is cut or written while it is in use breaks any reader of it; ours are renamed into place.
-    unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))
+    Ok(MappedFile(unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?))
 }
 
 /// The shards of a folder: those of its index, or all that it holds.

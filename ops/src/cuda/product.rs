@@ -24,7 +24,7 @@ fn kernel(format: Format) -> Option<&'static str> {
         Format::Q8_0 => Some("q8_0"),
         Format::Q4K => Some("q4_k"),
         Format::Q6K => Some("q6_k"),
-        Format::F32 | Format::F16 | Format::Bf16 => None,
+        Format::F32 | Format::F16 | Format::Bf16 | Format::Bf12 => None,
     }
 }
 

@@ -82,7 +82,7 @@ impl Prepared {
     fn new(level: Level, x: &[f32], k: usize, format: Format) -> Self {
         match format {
             format if format.is_quantised() && quantised::available() => Prepared::Integers(Activations::new(x, k, format)),
-            Format::Bf16 if level != Level::Plain => Prepared::Split(Split::new(x, k)),
+            Format::Bf16 | Format::Bf12 if level != Level::Plain => Prepared::Split(Split::new(x, k)),
             _ => Prepared::Plain,
         }
     }
@@ -113,6 +113,7 @@ fn few_rows(level: Level, m: usize, x: &[f32], rights: &[(Right, usize)]) -> Vec
         let sums = &mut sums[..columns * m];
         match of(right.format) {
             Some(Prepared::Integers(activations)) => quantised::rows(activations, right, first, sums),
+            Some(Prepared::Split(split)) if right.format == Format::Bf12 => plain::bf12_rows(split, right, first, sums),
             Some(Prepared::Split(split)) => plain::bf16_rows(split, right, first, sums),
             _ if level != Level::Plain && !right.format.is_quantised() => plain::rows(x, m, right, first, sums),
             _ => read_rows(x, m, right, first, sums),
@@ -185,7 +186,7 @@ mod tests {
         match format {
             Format::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
             Format::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
-            Format::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+            Format::Bf16 | Format::Bf12 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
             Format::Q8_0 => quantised(GgmlDType::Q8_0),
             Format::Q4K => quantised(GgmlDType::Q4K),
             Format::Q6K => quantised(GgmlDType::Q6K),

@@ -2,6 +2,8 @@
 
 use super::ROWS;
 use crate::gemm::Right;
+#[cfg(target_arch = "x86_64")]
+use crate::matrix::bf12;
 
 /// Values of a row that one register of bf16 holds.
 const GROUP: usize = 32;
@@ -72,6 +74,13 @@ pub fn bf16_rows(x: &Split, right: Right, first: usize, out: &mut [f32]) {
     in_groups!(x.m, start, bf16_rows(&x.values[start * length..], right, first, out, (x.m, start)));
 }
 
+/// As [`bf16_rows`], of a matrix of bf16 in 12 bits.
+#[cfg(target_arch = "x86_64")]
+pub fn bf12_rows(x: &Split, right: Right, first: usize, out: &mut [f32]) {
+    assert!(x.k == right.columns && x.k.is_multiple_of(bf12::BLOCK));
+    in_groups!(x.m, start, bf12_rows(&x.values[start * x.k..], right, first, out, (x.m, start)));
+}
+
 #[cfg(not(target_arch = "x86_64"))]
 pub fn rows(x: &[f32], m: usize, right: Right, first: usize, out: &mut [f32]) {
     super::read_rows(x, m, right, first, out);
@@ -79,6 +88,11 @@ pub fn rows(x: &[f32], m: usize, right: Right, first: usize, out: &mut [f32]) {
 
 #[cfg(not(target_arch = "x86_64"))]
 pub fn bf16_rows(_: &Split, _: Right, _: usize, _: &mut [f32]) {
+    unreachable!("rows are split for 512-bit registers only")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+pub fn bf12_rows(_: &Split, _: Right, _: usize, _: &mut [f32]) {
     unreachable!("rows are split for 512-bit registers only")
 }
 
@@ -92,6 +106,7 @@ mod x86 {
     use super::{GROUP, ROWS};
     use crate::gemm::Right;
     use crate::matrix::Format;
+    use crate::matrix::bf12::{self, BLOCK, BLOCK_BYTES};
 
     const LANES: usize = 16;
 
@@ -164,6 +179,62 @@ mod x86 {
             }
             for m in 0..M {
                 out[(start + m) * columns + index] = _mm512_reduce_add_ps(_mm512_add_ps(sums[m][0], sums[m][1]));
+            }
+        }
+    }
+
+    /// As [`bf16_rows`], of a matrix of bf16 in 12 bits.
+    ///
+    /// # Safety
+    /// As for [`rows`]; the matrix's rows are whole blocks.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    pub unsafe fn bf12_rows<const M: usize>(x: &[f32], right: Right, first: usize, out: &mut [f32], (m, start): (usize, usize)) {
+        let k = right.columns;
+        assert!(x.len() >= M * k);
+        let columns = out.len() / m;
+        let odd_bits = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+        for index in 0..columns {
+            let (largest, beside, blocks) = bf12::row_parts(right.row(first + index));
+            assert!(blocks.len() == k / BLOCK * BLOCK_BYTES);
+            let (tables, mut block, mut x_at) = (bf12::x86::tables(largest), blocks.as_ptr(), x.as_ptr());
+            let mut sums = [[_mm512_setzero_ps(); 4]; M];
+            for _ in 0..k / BLOCK {
+                for line in 0..BLOCK_BYTES / 64 {
+                    _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(AHEAD + 64 * line).cast());
+                }
+                macro_rules! half {
+                    ($half:literal, $distances:expr) => {
+                        // SAFETY: a block lies there, and the rows of x are k values long.
+                        unsafe {
+                            let weights = bf12::x86::weights::<$half>(block, $distances, tables);
+                            for part in 0..2 {
+                                let evens = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(weights[part]));
+                                let odds = _mm512_castsi512_ps(_mm512_and_si512(weights[part], odd_bits));
+                                for m in 0..M {
+                                    let x = x_at.add(m * k + ($half * 2 + part) * GROUP);
+                                    let sums = &mut sums[m];
+                                    sums[2 * part] = _mm512_fmadd_ps(evens, _mm512_loadu_ps(x), sums[2 * part]);
+                                    sums[2 * part + 1] = _mm512_fmadd_ps(odds, _mm512_loadu_ps(x.add(LANES)), sums[2 * part + 1]);
+                                }
+                            }
+                        }
+                    };
+                }
+                // SAFETY: a block lies there.
+                let [low, high] = unsafe { bf12::x86::distances(block) };
+                half!(0, low);
+                half!(1, high);
+                (block, x_at) = (block.wrapping_add(BLOCK_BYTES), x_at.wrapping_add(BLOCK));
+            }
+            for m in 0..M {
+                let [a, b, c, d] = sums[m];
+                let mut sum = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d)));
+                for &beside in beside {
+                    let (place, bits) = bf12::place_and_bits(beside);
+                    let at = place / GROUP * GROUP + place % 2 * LANES + place % GROUP / 2;
+                    sum = f32::from_bits(u32::from(bits) << 16).mul_add(x[m * k + at], sum);
+                }
+                out[(start + m) * columns + index] = sum;
             }
         }
     }

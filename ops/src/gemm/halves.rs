@@ -13,7 +13,7 @@ use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use rayon::prelude::*;
 
-use super::pack::{LANES, turn_16};
+use super::pack::{LANES, as_halves, turn_16};
 use super::tile::{Place, Strip, WIDTH, mask};
 use super::{Lines, Right};
 use crate::matrix::{Format, words};
@@ -167,12 +167,6 @@ pub fn pack(right: &Right, (first, columns): (usize, usize), (start, count): (us
             }
         }
     }
-}
-
-/// The halves of words.
-fn as_halves(words: &mut [u32]) -> &mut [u16] {
-    // SAFETY: any bits are a value of both, and a word's alignment is enough for its halves.
-    unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), 2 * words.len()) }
 }
 
 /// `H`: registers that the columns fill, of 32 each.

@@ -24,7 +24,7 @@ use std::sync::OnceLock;
 use rayon::prelude::*;
 
 use crate::cpu::{cleared, rewritten, written};
-use crate::matrix::Format;
+use crate::matrix::{Format, Line};
 pub use pack::turn;
 #[cfg(target_arch = "x86_64")]
 pub use pack::turn_16;
@@ -92,7 +92,7 @@ pub struct Right<'a> {
     pub format: Format,
     pub columns: usize,
     pub turned: bool,
-    /// Where each row lies; by default one after the other.
+    /// Where each row lies; by default one after the other. Of bf16 in 12 bits the first line of each row, and the end of the last.
     pub order: Option<&'a [u32]>,
     /// Whether all of it is small enough for products in f16, once somebody has looked; `None` for what is not looked at and not multiplied so.
     pub small: Option<&'a OnceLock<bool>>,
@@ -108,6 +108,9 @@ impl<'a> Right<'a> {
 
     /// Row `index` of the matrix.
     pub fn row(&self, index: usize) -> &'a [u8] {
+        if let (Format::Bf12, Some(lines)) = (self.format, self.order) {
+            return &self.bytes[lines[index] as usize * Line::BYTES..lines[index + 1] as usize * Line::BYTES];
+        }
         let index = self.order.map_or(index, |order| order[index] as usize);
         let bytes = self.columns / self.format.block() * self.format.block_bytes();
         &self.bytes[index * bytes..][..bytes]
@@ -128,10 +131,13 @@ impl<'a> Right<'a> {
         self.plain_values(0, 0).is_some()
     }
 
-    /// Whether it can be multiplied in f16. The first time all of it is read.
-    fn is_small(&self) -> bool {
+    /// Whether it can be multiplied in f16. The first time all of it is read; of bf16 in 12 bits it was asked before.
+    pub fn is_small(&self) -> bool {
         #[cfg(target_arch = "x86_64")]
-        return self.small.is_some_and(|small| *small.get_or_init(|| halves::all_small(self.bytes, self.format, self.columns)));
+        return self.small.is_some_and(|small| match self.format {
+            Format::Bf12 => small.get() == Some(&true),
+            format => *small.get_or_init(|| halves::all_small(self.bytes, format, self.columns)),
+        });
         #[cfg(not(target_arch = "x86_64"))]
         false
     }

@@ -140,6 +140,12 @@ fn words_of(values: &mut [f32]) -> &mut [u32] {
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), values.len()) }
 }
 
+/// The halves of words.
+pub fn as_halves(words: &mut [u32]) -> &mut [u16] {
+    // SAFETY: any bits are a value of both, and a word's alignment is enough for its halves.
+    unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), 2 * words.len()) }
+}
+
 /// Words as the f32 values that they are.
 pub fn as_values(words: &mut [u32]) -> &mut [f32] {
     // SAFETY: as for [`as_words`].

@@ -3,12 +3,12 @@
 #[cfg(target_arch = "x86_64")]
 use super::halves;
 use super::pack::Words;
-use super::pack::{Kind, LANES, as_values, as_words, interleave_bits, spread};
+use super::pack::{Kind, LANES, as_halves, as_values, as_words, interleave_bits, spread};
 #[cfg(target_arch = "x86_64")]
 use super::shorts::{self, Lanes};
 use super::tile::WIDTH;
 use super::{DEPTH, GROUP, Lines, Right};
-use crate::matrix::{Format, words};
+use crate::matrix::{Format, bf12, words};
 
 /// The right factor and how it is packed.
 #[derive(Clone, Copy)]
@@ -63,6 +63,10 @@ impl Factor<'_> {
                 if matches!(self.words.kind, Kind::Pair | Kind::Standing) && values.len().is_multiple_of(2) && start.is_multiple_of(2) =>
             {
                 words::<u32>(row, start / 2, out.len(), |pairs| out.copy_from_slice(pairs));
+            }
+            #[cfg(target_endian = "little")]
+            Format::Bf12 if matches!(self.words.kind, Kind::Pair | Kind::Standing) && values.len().is_multiple_of(2) => {
+                bf12::read(row, start, as_halves(out));
             }
             format if self.words.kind == Kind::Value => format.read(row, start, as_values(out)),
             format => {

@@ -7,6 +7,7 @@ use std::fmt::Display;
 use candle_core::{DType, Result, bail};
 use half::{f16, slice::HalfFloatSliceExt};
 
+use super::bf12;
 use crate::simd::vectorised;
 
 /// Values that are always read together: the smallest group of every quantised format is a part of it.
@@ -23,6 +24,8 @@ pub enum Format {
     F16,
     /// 16 bits with f32's exponent.
     Bf16,
+    /// The same without loss in 12 bits, where a matrix is packed so (see [`Matrix::for_writing`](super::Matrix::for_writing)).
+    Bf12,
     /// ggml's Q8_0: 32 values of 8 bits with a scale.
     Q8_0,
     /// ggml's Q4_K: 256 values of 4 bits, eight scales and minima of 6 bits.
@@ -37,6 +40,7 @@ impl Display for Format {
             Format::F32 => "f32",
             Format::F16 => "f16",
             Format::Bf16 => "bf16",
+            Format::Bf12 => "bf16 in 12 bits",
             Format::Q8_0 => "Q8_0",
             Format::Q4K => "Q4_K",
             Format::Q6K => "Q6_K",
@@ -59,6 +63,7 @@ impl Format {
     pub fn block(self) -> usize {
         match self {
             Format::F32 | Format::F16 | Format::Bf16 => 1,
+            Format::Bf12 => bf12::BLOCK,
             Format::Q8_0 => SPAN,
             Format::Q4K | Format::Q6K => SUPER,
         }
@@ -69,6 +74,7 @@ impl Format {
         match self {
             Format::F32 => 4,
             Format::F16 | Format::Bf16 => 2,
+            Format::Bf12 => bf12::BLOCK_BYTES,
             Format::Q8_0 => 2 + SPAN,
             Format::Q4K => 4 + 12 + SUPER / 2,
             Format::Q6K => SUPER / 2 + SUPER / 4 + SUPER / 16 + 2,
@@ -85,7 +91,7 @@ impl Format {
 
     /// Whether the values are quantised in blocks.
     pub fn is_quantised(self) -> bool {
-        self.block() > 1
+        matches!(self, Format::Q8_0 | Format::Q4K | Format::Q6K)
     }
 
     /// Reads the values `start .. start + out.len()` of a row. In a quantised row both are multiples of 32.
@@ -94,6 +100,11 @@ impl Format {
             Format::F32 => words::<f32>(row, start, out.len(), |values| out.copy_from_slice(values)),
             Format::F16 => words::<f16>(row, start, out.len(), |values| values.convert_to_f32_slice(out)),
             Format::Bf16 => words::<u16>(row, start, out.len(), |values| widen(values, out)),
+            Format::Bf12 => {
+                let mut bits = vec![0; out.len()];
+                bf12::read(row, start, &mut bits);
+                widen(&bits, out);
+            }
             _ => {
                 for (i, out) in out.chunks_exact_mut(SPAN).enumerate() {
                     self.read_span(row, start / SPAN + i, out);

@@ -1,5 +1,6 @@
 //! Frozen matrices: read where they lie (a mapped file), in plain or quantised rows.
 
+pub(crate) mod bf12;
 mod format;
 
 use std::fmt;
@@ -9,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
 
+pub(crate) use bf12::Line;
 pub use format::Format;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use format::q4_k_scales;
@@ -17,15 +19,24 @@ pub(crate) use format::{SPAN, widen, words};
 use crate::cpu::{Values, values};
 #[cfg(feature = "cuda")]
 use crate::cuda::{LowRank, QuantisedWeight};
-use crate::few::{add_rows_times, rows_times_each};
+use crate::few::{FEW_ROWS, add_rows_times, rows_times_each};
 use crate::frozen_linear;
-use crate::gemm::{Out, PackedRight, Precision, Right, packed_products};
+use crate::gemm::{Level, Out, PackedRight, Precision, Right, packed_products};
 use crate::kept;
 use crate::linear::output_shape;
 use crate::transfers::{self, host_values};
 
 /// Bytes that outlive whoever asked for them: a mapped file, say.
-pub type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+pub type Bytes = Arc<dyn Held>;
+
+/// Where bytes are held.
+pub trait Held: AsRef<[u8]> + Send + Sync {
+    /// Says that these bytes are not read again soon: what can be had again, from a file, may leave the process's memory.
+    fn release(&self, _range: Range<usize>) {}
+}
+
+impl Held for Vec<u8> {}
+impl Held for bf12::Rows {}
 
 /// A frozen weight (out, in), its rows in any [`Format`]. Cheap to clone: the bytes are shared.
 ///
@@ -38,12 +49,22 @@ pub struct Matrix {
     format: Format,
     size: (usize, usize),
     precision: Precision,
-    /// Whether its values are small enough for products in f16, once it was asked.
-    small: Arc<OnceLock<bool>>,
     /// See [`Matrix::for_reading`].
     reading: bool,
-    /// What a small matrix of f32 is read as, once it was.
-    packed: Arc<OnceLock<PackedRight>>,
+    /// See [`Matrix::for_writing`].
+    writing: bool,
+    made: Arc<Made>,
+}
+
+/// What was found out or made of a matrix's rows once it was wanted, for all its clones.
+#[derive(Default)]
+struct Made {
+    /// Whether the values are small enough for products in f16.
+    small: OnceLock<bool>,
+    /// What a small matrix of f32 is read as.
+    packed: OnceLock<PackedRight>,
+    /// What a matrix of bf16 writes with, where that is smaller.
+    in_12_bits: OnceLock<Option<Matrix>>,
 }
 
 /// Values up to which a matrix of f32 is packed when it is read: packing it for each product would take as long as multiplying.
@@ -79,6 +100,9 @@ impl fmt::Debug for Matrix {
 
 struct OfTensor(Vec<u8>);
 
+impl Held for OfTensor {}
+impl Held for OfStorage {}
+
 impl AsRef<[u8]> for OfTensor {
     fn as_ref(&self) -> &[u8] {
         &self.0
@@ -112,9 +136,9 @@ impl Matrix {
             format,
             size,
             precision,
-            small: Arc::default(),
             reading: false,
-            packed: Arc::default(),
+            writing: false,
+            made: Arc::default(),
         })
     }
 
@@ -129,9 +153,9 @@ impl Matrix {
                 format,
                 size,
                 precision: Precision::F32,
-                small: Arc::default(),
                 reading: false,
-                packed: Arc::default(),
+                writing: false,
+                made: Arc::default(),
             });
         }
         let length = size.0 * format.row_bytes(size.1)?;
@@ -172,15 +196,7 @@ impl Matrix {
             Rows::Device(tensor) => Format::of(tensor.dtype())?,
             _ => self.format,
         };
-        Ok(Matrix {
-            rows,
-            format,
-            size: self.size,
-            precision: Precision::F32,
-            small: Arc::default(),
-            reading: false,
-            packed: Arc::default(),
-        })
+        Ok(Matrix { rows, format, size: self.size, precision: Precision::F32, reading: false, writing: false, made: Arc::default() })
     }
 
     /// Plain rows as f32 or bf16 (out, in) on `device`.
@@ -232,6 +248,39 @@ impl Matrix {
         Matrix { reading: true, ..self.clone().with_precision(if int8 { Precision::Int8 } else { self.precision }) }
     }
 
+    /// The same rows for a process that writes and trains nothing: rows of bf16 are packed in 12 bits, without loss, when a few are first multiplied
+    /// by them (a token is written), and let go where they lay. Tokens are written at the speed at which memory is read: a quarter less of it.
+    pub fn for_writing(self) -> Self {
+        let writing = self.format == Format::Bf16 && self.in_place() && bf12::takes(self.size.1);
+        Matrix { writing, ..self }
+    }
+
+    /// The rows in 12 bits.
+    fn in_12_bits(&self) -> Option<Matrix> {
+        let Rows::Host { bytes, range, order } = &self.rows else { return None };
+        let right = self.right(bytes, range, order, true);
+        // asked before, where it is asked at all
+        if Level::best() == Level::Avx512Half {
+            right.is_small();
+        }
+        let rows = bf12::pack(&right, self.size.0)?;
+        bytes.release(range.clone());
+        let (order, range) = (Some(rows.starts.as_slice().into()), 0..rows.as_ref().len());
+        let rows = Rows::Host { bytes: Arc::new(rows), range, order };
+        let made = Made { small: self.made.small.clone(), ..Made::default() };
+        Some(Matrix { rows, format: Format::Bf12, writing: false, made: Arc::new(made), ..self.clone() })
+    }
+
+    /// The matrix whose rows are multiplied where there are `rows` rows of x.
+    fn held(&self, rows: usize, turned: bool) -> &Matrix {
+        if !self.writing {
+            return self;
+        }
+        let made = &self.made.in_12_bits;
+        let packed = if turned && rows <= FEW_ROWS { Some(made.get_or_init(|| self.in_12_bits())) } else { made.get() };
+        packed.and_then(Option::as_ref).unwrap_or(self)
+    }
+
     /// Whether it is so small that it keeps a copy of itself for reading, into which an adapter may as well be merged.
     pub fn is_copied_for_reading(&self) -> bool {
         self.format == Format::F32 && self.in_place() && (1..=PACKED_UP_TO).contains(&(self.size.0 * self.size.1))
@@ -241,7 +290,7 @@ impl Matrix {
     fn packed_for(&self, rows: usize, turned: bool) -> Option<&PackedRight> {
         let takes = self.reading && turned && rows > 0 && rows <= PACKED_ROWS && self.is_copied_for_reading();
         let pack = || self.clone().with_precision(Precision::F32).packed();
-        takes.then(|| self.packed.get_or_init(pack))
+        takes.then(|| self.made.packed.get_or_init(pack))
     }
 
     /// Another weight, f32 (out, in), multiplied with the same precision.
@@ -271,7 +320,7 @@ impl Matrix {
         if order.len() != self.size.0 || seen.contains(&false) {
             bail!("an order of {} rows is not one of a matrix of {}", order.len(), self.size.0);
         }
-        self.packed = Arc::default();
+        (self.made, self.writing) = (Arc::default(), false);
         match &mut self.rows {
             Rows::Host { order: own, .. } => *own = Some(order.into()),
             _ => bail!("{self:?} is reordered before it goes to its device"),
@@ -336,7 +385,7 @@ impl Matrix {
     /// The rows as the products read them.
     fn right<'a>(&'a self, bytes: &'a Bytes, range: &Range<usize>, order: &'a Option<Arc<[u32]>>, turned: bool) -> Right<'a> {
         let bytes = &(**bytes).as_ref()[range.clone()];
-        Right { bytes, format: self.format, columns: self.size.1, turned, order: order.as_deref(), small: Some(&self.small) }
+        Right { bytes, format: self.format, columns: self.size.1, turned, order: order.as_deref(), small: Some(&self.made.small) }
     }
 
     /// The rows of the given indices, f32 (indices, in), on the matrix's device with one upload: an embedding's look-up.
@@ -407,15 +456,16 @@ impl Matrix {
         Ok(outputs.collect::<Result<Vec<_>>>()?.try_into().expect("as many outputs as matrices"))
     }
 
-    /// The factor of a product with a matrix on the CPU, and its columns.
-    fn factor(&self, turned: bool) -> (Right<'_>, usize) {
-        let Rows::Host { bytes, range, order } = &self.rows else { unreachable!("the callers have looked") };
-        (self.right(bytes, range, order, turned), if turned { self.size.0 } else { self.size.1 })
+    /// The factor of a product of `rows` rows with a matrix on the CPU, and its columns.
+    fn factor(&self, rows: usize, turned: bool) -> (Right<'_>, usize) {
+        let held = self.held(rows, turned);
+        let Rows::Host { bytes, range, order } = &held.rows else { unreachable!("the callers have looked") };
+        (held.right(bytes, range, order, turned), if turned { self.size.0 } else { self.size.1 })
     }
 
     /// The factor of x W^T, packed whole, of a matrix on the CPU.
     pub(crate) fn packed(&self) -> PackedRight {
-        let (right, n) = self.factor(true);
+        let (right, n) = self.factor(usize::MAX, true);
         PackedRight::of(right, n, self.precision)
     }
 
@@ -427,11 +477,12 @@ impl Matrix {
 
     /// As [`Self::multiply`], added to `out`.
     pub(crate) fn add_multiply(&self, x: &[f32], turned: bool, out: &mut [f32]) {
-        let (right, n) = self.factor(turned);
-        let k = self.size.0 + self.size.1 - n;
-        match self.packed_for(x.len() / k.max(1), turned) {
+        let k = if turned { self.size.1 } else { self.size.0 };
+        let rows = x.len() / k.max(1);
+        let (right, n) = self.factor(rows, turned);
+        match self.packed_for(rows, turned) {
             Some(packed) => {
-                assert!(out.len() == x.len() / k * n, "{self:?}: {} values are added to {}", x.len() / k * n, out.len());
+                assert!(out.len() == rows * n, "{self:?}: {} values are added to {}", rows * n, out.len());
                 // SAFETY: the output has the product's size.
                 unsafe { packed_products(x, &[(packed, Out(out.as_mut_ptr()))], true) };
             }
@@ -441,9 +492,9 @@ impl Matrix {
 
     /// As [`Self::multiply`], of several matrices that take the same x: in one round of work where they multiply with one precision.
     pub(crate) fn multiply_each<const N: usize>(matrices: [&Matrix; N], x: &[f32], turned: bool) -> [Vec<f32>; N] {
-        let factors = matrices.map(|matrix| matrix.factor(turned));
         let k = matrices.first().map_or(0, |first| if turned { first.size.1 } else { first.size.0 });
         let rows = x.len() / k.max(1);
+        let factors = matrices.map(|matrix| matrix.factor(rows, turned));
         let packed: Vec<_> = matrices.iter().filter_map(|matrix| matrix.packed_for(rows, turned)).collect();
         if packed.len() == N {
             let mut outs = factors.map(|(_, n)| Vec::with_capacity(rows * n));

@@ -63,6 +63,75 @@ fn a_copy_for_a_device_holds_the_rows_in_their_order_and_multiplies_alike() {
     }
 }
 
+/// Bytes that remember what of them was let go.
+struct Watched(Vec<u8>, std::sync::Mutex<Vec<Range<usize>>>);
+
+impl AsRef<[u8]> for Watched {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Held for Watched {
+    fn release(&self, range: Range<usize>) {
+        self.1.lock().unwrap().push(range);
+    }
+}
+
+#[test]
+fn a_matrix_for_writing_is_packed_once_a_few_rows_are_multiplied_and_every_product_stays() {
+    let (n, k, head) = (75, 640, 6);
+    let values = (noise(n, k) * 0.05).unwrap().to_dtype(DType::BF16).unwrap();
+    let mut bytes = vec![0; head];
+    bytes.extend(to_bytes(&host_values::<half::bf16>(&values).unwrap(), |v| v.to_le_bytes()));
+    // weights that lie too far below the largest of their rows
+    for row in (0..n).step_by(3) {
+        for place in [row, 200 + row, k - 1] {
+            bytes[head + 2 * (row * k + place)..][..2].copy_from_slice(&half::bf16::from_f32(1e-7 * (1 + row) as f32).to_le_bytes());
+        }
+    }
+    let range = head..bytes.len();
+    let watched = Arc::new(Watched(bytes, std::sync::Mutex::default()));
+    let order: Vec<u32> = (0..n as u32).rev().collect();
+    let plain = Matrix::new(watched.clone(), range.clone(), Format::Bf16, (n, k)).unwrap().reordered(order).unwrap();
+    let writing = plain.clone().for_writing();
+    let exact = plain.to_tensor().unwrap().to_dtype(DType::F64).unwrap();
+    let held = |matrix: &Matrix| matrix.held(usize::MAX, true).format;
+    let bits = |y: &Tensor| y.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let (many, grad) = (noise(30, k), noise(30, n));
+    assert_eq!(bits(&writing.forward(&many).unwrap()), bits(&plain.forward(&many).unwrap()));
+    assert_eq!(held(&writing), Format::Bf16);
+    for rows in 1..=FEW_ROWS {
+        let x = noise(rows, k);
+        let found = writing.forward(&x).unwrap();
+        let expected = x.to_dtype(DType::F64).unwrap().matmul(&exact.t().unwrap()).unwrap().to_dtype(DType::F32).unwrap();
+        assert!(largest_difference(&found, &expected) < 1e-5, "{rows} rows");
+        // a row alone
+        assert_eq!(bits(&writing.forward(&x.narrow(0, rows - 1, 1).unwrap()).unwrap()), bits(&found)[(rows - 1) * n..]);
+        if bf12::takes(k) {
+            assert_eq!((held(&writing), held(&plain)), (Format::Bf12, Format::Bf16));
+            assert_eq!(*watched.1.lock().unwrap(), std::slice::from_ref(&range));
+        }
+    }
+    // in both directions the weights are the same to the last bit
+    assert_eq!(bits(&writing.forward(&many).unwrap()), bits(&plain.forward(&many).unwrap()));
+    assert_eq!(bits(&writing.backward(&grad).unwrap()), bits(&plain.backward(&grad).unwrap()));
+    let added = |matrix: &Matrix| {
+        let mut out = vec![1.0; 30 * n];
+        matrix.add_multiply(&bits(&many), true, &mut out);
+        out
+    };
+    assert_eq!(added(&writing), added(&plain));
+    assert_eq!(bits(&writing.rows(&[3]).unwrap()), bits(&plain.rows(&[3]).unwrap()));
+    // rows of 8, say, are left alone, and so is f32
+    for other in [Matrix::from_tensor(&noise(4, 8).to_dtype(DType::BF16).unwrap()).unwrap(), Matrix::from_tensor(&noise(4, 128)).unwrap()] {
+        let writing = other.clone().for_writing();
+        let x = noise(2, other.size().1);
+        assert_eq!(bits(&writing.forward(&x).unwrap()), bits(&other.forward(&x).unwrap()));
+        assert_eq!(held(&writing), other.format());
+    }
+}
+
 #[test]
 fn quantised_rows_become_bf16_where_no_kernel_takes_them() {
     use candle_core::quantized::{GgmlDType, QTensor};

@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Result, Tensor, Var};
-use ctscribe_ops::{self as ops, Attention, Bytes, Format, Matrix};
+use ctscribe_ops::{self as ops, Attention, Bytes, Format, Held, Matrix};
 use rand_chacha::ChaCha8Rng;
 
 use crate::check::{flat, noise};
@@ -13,6 +13,8 @@ struct Counted {
     bytes: Vec<u8>,
     reads: AtomicUsize,
 }
+
+impl Held for Counted {}
 
 impl AsRef<[u8]> for Counted {
     fn as_ref(&self) -> &[u8] {

@@ -78,8 +78,18 @@ impl Llama {
 
     /// Of the products with frozen weights of f32: f32 at first. Weights of 16 bits or fewer are multiplied as they always are.
     pub fn set_precision(&mut self, precision: WeightPrecision) {
-        let projections = self.layers.iter_mut().flat_map(|layer| &mut layer.projections).map(|adapted| &mut adapted.base);
-        projections.chain([&mut self.head]).for_each(|projection| projection.set_precision(precision.into()));
+        self.multiplied().for_each(|projection| projection.set_precision(precision.into()));
+    }
+
+    /// For a process that writes with this model and trains nothing: frozen weights of bf16 are packed as [`ops::Matrix::for_writing`] says, at the
+    /// first word written. The same words come out, of the same weights.
+    pub fn set_writing(&mut self) {
+        self.multiplied().for_each(Projection::set_writing);
+    }
+
+    /// All weights of the layers, and the head's.
+    fn multiplied(&mut self) -> impl Iterator<Item = &mut Projection> {
+        self.layers.iter_mut().flat_map(|layer| &mut layer.projections).map(|adapted| &mut adapted.base).chain([&mut self.head])
     }
 
     /// Standard deviation of the embedding's values: what a projector's output should have at first.

@@ -32,6 +32,13 @@ impl Projection {
         }
     }
 
+    /// From now on it writes only: see [`Matrix::for_writing`].
+    pub fn set_writing(&mut self) {
+        if let Projection::Frozen(matrix) = self {
+            *matrix = matrix.clone().for_writing();
+        }
+    }
+
     /// Rows `ids` (L), which are in the host's memory -> (L, in), f32, with one upload.
     pub fn rows(&self, ids: &Tensor) -> candle_core::Result<Tensor> {
         match self {
