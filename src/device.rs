@@ -5,9 +5,32 @@ use std::str::FromStr;
 
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
+use sysinfo::{MemoryRefreshKind, System};
 
 use crate::ranks::Launch;
 use crate::{Error, Result};
+
+/// The processor's memory in bytes: the machine's, or what a control group leaves this process of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// In all.
+    pub in_all: u64,
+    /// What can be had without taking it from a process; what only speeds files up counts as such.
+    pub available: u64,
+}
+
+impl Memory {
+    /// As the system says now; `None` where it does not.
+    pub fn now() -> Option<Self> {
+        let mut system = System::new().ok()?;
+        system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
+        let (mut in_all, mut available) = (system.total_memory(), system.available_memory());
+        if let Some(limits) = system.cgroup_limits() {
+            (in_all, available) = (in_all.min(limits.total_memory), available.min(limits.free_memory));
+        }
+        (in_all > 0).then_some(Memory { in_all, available })
+    }
+}
 
 /// A device by its name: `cpu`, or `cuda:N`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,6 +140,12 @@ fn open_cuda(first: usize, local: usize) -> Result<Device> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_system_says_how_much_memory_there_is_and_what_of_it_can_be_had() {
+        let memory = Memory::now().unwrap();
+        assert!(0 < memory.available && memory.available <= memory.in_all, "{memory:?}");
+    }
 
     #[test]
     fn names_read_back_as_they_are_written_and_others_are_refused_by_name() {

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::{Measured, measure};
 use crate::config::{Config, OptimizerConfig};
-use crate::generate::open_llama;
+use crate::generate::{open_llama, room_to_pack};
 use crate::text::bert::{BertConfig, BertEncoder, Precision};
 use crate::train::AdamW;
 use crate::vision::CtVit;
@@ -98,7 +98,7 @@ pub struct DecodeOptions {
 /// Times `options.new` tokens after a prompt that was read before the clock started.
 pub fn decode(base: &Path, options: &DecodeOptions, device: &Device) -> Result<Measured> {
     let mut model = open_llama(base, device)?;
-    model.set_writing();
+    model.set_writing(room_to_pack());
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let prompt = model.embed(&ids(&mut rng, 1, options.prompt, model.config().vocab_size)?)?;
     let mut cache = model.cache(1, options.prompt + options.new + 1);

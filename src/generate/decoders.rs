@@ -7,6 +7,7 @@ use candle_core::Device;
 use crate::config::Config;
 use crate::decoder::bert::{BertDecoder, BertDecoderConfig};
 use crate::decoder::{DraftIndex, Llama, LlamaConfig, PROJECTOR, Projector, ReportDecoder, open_adapter};
+use crate::device::Memory;
 use crate::text::{PromptText, Tokenizer};
 use crate::weights::{self, Mapped, Params};
 use crate::{Error, Result};
@@ -65,6 +66,12 @@ pub fn open_llama(base: &Path, device: &Device) -> Result<Llama> {
     let model = Llama::new(&config, &params)?;
     params.finish()?;
     Ok(model)
+}
+
+/// Memory for packed weights (see [`Llama::set_writing`]): what is available but for what a report needs beside.
+pub fn room_to_pack() -> u64 {
+    const BESIDE: u64 = 2 << 30;
+    Memory::now().map_or(0, |memory| memory.available.saturating_sub(BESIDE))
 }
 
 /// The folder that holds a base's tokenizer: the base itself, or where its GGUF file lies.
@@ -175,7 +182,7 @@ pub fn open_decoder(config: &Config, run: &Path, kind: DecoderKind, adapter: Opt
     assembled.params.finish()?;
     if let crate::decoder::Network::Llama { model, .. } = assembled.decoder.network_mut() {
         model.load_adapter(adapter.unwrap_or(&run_adapter(run)))?;
-        model.set_writing();
+        model.set_writing(room_to_pack());
         let drafts = draft_file(run);
         if drafts.is_file() {
             let index = DraftIndex::open(&drafts, assembled.decoder.tokenizer().vocabulary())?;

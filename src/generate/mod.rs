@@ -13,7 +13,7 @@ mod text_features;
 pub use adapters::{MergeOutcome, adapter_logits, export_adapter, import_adapter, merge_adapter, verify_adapter};
 pub use decoders::{
     Assembled, DecoderKind, PROJECTOR_FILE, assemble_bert, assemble_llama, decoder_file, decoder_files, draft_file, llama_base,
-    open_decoder, open_llama, run_adapter,
+    open_decoder, open_llama, room_to_pack, run_adapter,
 };
 pub use heatmaps::{heatmap_name, write_heatmaps};
 pub use observations::{Observed, folder as observations_folder, read_tokens};

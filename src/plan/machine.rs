@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::config::Config;
+use crate::device::Memory;
 use crate::volume::{self, HuPolicy, PreparationConfig};
 use crate::{Error, Result};
 
@@ -40,7 +41,7 @@ impl Machine {
     pub fn measure() -> Result<Self> {
         Ok(Machine {
             threads: rayon::current_num_threads(),
-            memory_bytes: memory(),
+            memory_bytes: Memory::now().map(|memory| memory.in_all),
             free_disk_bytes: fs4::available_space(".").ok(),
             bf16_per_s: product(DType::BF16)?,
             f32_per_s: product(DType::F32)?,
@@ -99,13 +100,6 @@ fn sixteen(values: &[f32]) -> f32 {
         lanes.iter_mut().zip(chunk).for_each(|(lane, value)| *lane += value);
     }
     lanes.iter().sum()
-}
-
-/// Memory of the machine (Linux).
-fn memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
-    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
 }
 
 /// A GPU by its maker's figures.

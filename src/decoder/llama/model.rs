@@ -82,9 +82,16 @@ impl Llama {
     }
 
     /// For a process that writes with this model and trains nothing: frozen weights of bf16 are packed as [`ops::Matrix::for_writing`] says, at the
-    /// first word written. The same words come out, of the same weights.
-    pub fn set_writing(&mut self) {
-        self.multiplied().for_each(Projection::set_writing);
+    /// first word written: as many of them as `room` bytes hold, since a packed weight cannot leave memory as a file's can. The same words come out,
+    /// of the same weights.
+    pub fn set_writing(&mut self, mut room: u64) {
+        for projection in self.multiplied() {
+            let bytes = projection.packed_bytes();
+            if bytes <= room {
+                projection.set_writing();
+                room -= bytes;
+            }
+        }
     }
 
     /// All weights of the layers, and the head's.

@@ -32,6 +32,14 @@ impl Projection {
         }
     }
 
+    /// Bytes that [`Self::set_writing`] takes, as good as: 12 bits a weight and a line for each row.
+    pub fn packed_bytes(&self) -> u64 {
+        match self {
+            Projection::Frozen(matrix) if matrix.format() == Format::Bf16 => (matrix.byte_count() / 4 * 3 + matrix.size().0 * 64) as u64,
+            _ => 0,
+        }
+    }
+
     /// From now on it writes only: see [`Matrix::for_writing`].
     pub fn set_writing(&mut self) {
         if let Projection::Frozen(matrix) = self {
