@@ -110,8 +110,8 @@ mod x86 {
 
     const LANES: usize = 16;
 
-    /// Bytes before it is multiplied that a line of memory is asked for.
-    const AHEAD: usize = 2048;
+    /// Bytes before it is multiplied that a line of memory is asked for: what a core reads while memory answers, and half as much again.
+    const AHEAD: usize = 6144;
 
     /// The rows of a group; a short one reads its last row again.
     #[inline]

@@ -162,7 +162,7 @@ mod x86 {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     fn ahead<const LINES: usize>(block: *const u8) {
-        const DISTANCE: usize = 4096;
+        const DISTANCE: usize = 8192;
         for line in 0..LINES {
             _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(DISTANCE + line * 64).cast());
         }
