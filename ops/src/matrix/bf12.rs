@@ -44,13 +44,13 @@ impl Default for Line {
 }
 
 /// Rows in 12 bits.
-pub struct Rows {
+pub struct Packed {
     lines: Vec<Line>,
     /// The first line of each row, and the end of the last.
     pub starts: Vec<u32>,
 }
 
-impl AsRef<[u8]> for Rows {
+impl AsRef<[u8]> for Packed {
     fn as_ref(&self) -> &[u8] {
         // SAFETY: lines are plain bytes.
         unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.lines.len() * Line::BYTES) }
@@ -69,7 +69,7 @@ pub fn takes(columns: usize) -> bool {
 }
 
 /// Packs `n` rows of bf16, on all cores; `None` if they would not become smaller by a sixth.
-pub fn pack(right: &Right, n: usize) -> Option<Rows> {
+pub fn pack(right: &Right, n: usize) -> Option<Packed> {
     let blocks = right.columns / BLOCK;
     let lines = |beside: u32| (HEAD + 4 * beside as usize).div_ceil(Line::BYTES) + blocks * BLOCK_BYTES / Line::BYTES;
     let mut exponents = vec![(0, 0); n];
@@ -101,7 +101,7 @@ pub fn pack(right: &Right, n: usize) -> Option<Rows> {
             });
         })
     };
-    Some(Rows { lines, starts })
+    Some(Packed { lines, starts })
 }
 
 /// What is kept of a weight's exponent: its distance from the row's largest, or that it stands beside.

@@ -36,7 +36,7 @@ pub trait Held: AsRef<[u8]> + Send + Sync {
 }
 
 impl Held for Vec<u8> {}
-impl Held for bf12::Rows {}
+impl Held for bf12::Packed {}
 
 /// A frozen weight (out, in), its rows in any [`Format`]. Cheap to clone: the bytes are shared.
 ///
