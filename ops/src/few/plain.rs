@@ -202,28 +202,23 @@ mod x86 {
                 for line in 0..BLOCK_BYTES / 64 {
                     _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(AHEAD + 64 * line).cast());
                 }
-                macro_rules! half {
-                    ($half:literal, $distances:expr) => {
-                        // SAFETY: a block lies there, and the rows of x are k values long.
-                        unsafe {
-                            let weights = bf12::x86::weights::<$half>(block, $distances, tables);
-                            for part in 0..2 {
-                                let evens = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(weights[part]));
-                                let odds = _mm512_castsi512_ps(_mm512_and_si512(weights[part], odd_bits));
-                                for m in 0..M {
-                                    let x = x_at.add(m * k + ($half * 2 + part) * GROUP);
-                                    let sums = &mut sums[m];
-                                    sums[2 * part] = _mm512_fmadd_ps(evens, _mm512_loadu_ps(x), sums[2 * part]);
-                                    sums[2 * part + 1] = _mm512_fmadd_ps(odds, _mm512_loadu_ps(x.add(LANES)), sums[2 * part + 1]);
-                                }
+                // SAFETY: a block lies there, and the rows of x are k values long.
+                unsafe {
+                    let distances = bf12::x86::distances(block);
+                    for half in 0..2 {
+                        let weights = bf12::x86::weights(block, half, distances[half], tables);
+                        for part in 0..2 {
+                            let evens = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(weights[part]));
+                            let odds = _mm512_castsi512_ps(_mm512_and_si512(weights[part], odd_bits));
+                            for m in 0..M {
+                                let x = x_at.add(m * k + (half * 2 + part) * GROUP);
+                                let sums = &mut sums[m];
+                                sums[2 * part] = _mm512_fmadd_ps(evens, _mm512_loadu_ps(x), sums[2 * part]);
+                                sums[2 * part + 1] = _mm512_fmadd_ps(odds, _mm512_loadu_ps(x.add(LANES)), sums[2 * part + 1]);
                             }
                         }
-                    };
+                    }
                 }
-                // SAFETY: a block lies there.
-                let [low, high] = unsafe { bf12::x86::distances(block) };
-                half!(0, low);
-                half!(1, high);
                 (block, x_at) = (block.wrapping_add(BLOCK_BYTES), x_at.wrapping_add(BLOCK));
             }
             for m in 0..M {

@@ -39,7 +39,12 @@ pub struct Words {
 impl Words {
     /// Whether a word holds two neighbours on the inner axis.
     pub fn pairs(self) -> bool {
-        matches!(self.kind, Kind::Pair | Kind::Standing | Kind::Shorts)
+        self.bf16() || self.kind == Kind::Shorts
+    }
+
+    /// Whether these are two bf16.
+    pub fn bf16(self) -> bool {
+        matches!(self.kind, Kind::Pair | Kind::Standing)
     }
 
     /// Words of `count` values along the inner axis.

@@ -59,13 +59,11 @@ impl Factor<'_> {
     /// Makes words of the values from `start` on of a row that lies along the inner axis.
     pub fn read_along(&self, row: &[u8], start: usize, values: &mut [f32], out: &mut [u32]) {
         match self.right.format {
-            Format::Bf16
-                if matches!(self.words.kind, Kind::Pair | Kind::Standing) && values.len().is_multiple_of(2) && start.is_multiple_of(2) =>
-            {
+            Format::Bf16 if self.words.bf16() && values.len().is_multiple_of(2) && start.is_multiple_of(2) => {
                 words::<u32>(row, start / 2, out.len(), |pairs| out.copy_from_slice(pairs));
             }
             #[cfg(target_endian = "little")]
-            Format::Bf12 if matches!(self.words.kind, Kind::Pair | Kind::Standing) && values.len().is_multiple_of(2) => {
+            Format::Bf12 if self.words.bf16() && values.len().is_multiple_of(2) => {
                 bf12::read(row, start, as_halves(out));
             }
             format if self.words.kind == Kind::Value => format.read(row, start, as_values(out)),

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use super::format::words;
 use crate::cpu::{cleared, written};
-use crate::gemm::Right;
+use crate::gemm::{Level, Right};
 use crate::simd::vectorised;
 
 /// Weights of a block.
@@ -59,13 +59,12 @@ impl AsRef<[u8]> for Packed {
 
 /// Whether rows of this length can be packed, and the processor reads them in vectors.
 pub fn takes(columns: usize) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return columns > 0 && columns.is_multiple_of(BLOCK) && columns <= 1 << 16 && x86::available();
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        let _ = columns;
-        false
-    }
+    columns > 0 && columns.is_multiple_of(BLOCK) && columns <= 1 << 16 && in_vectors()
+}
+
+/// Whether the processor has the vectors that every level but the plain one has.
+fn in_vectors() -> bool {
+    Level::best() != Level::Plain
 }
 
 /// Packs `n` rows of bf16, on all cores; `None` if they would not become smaller by a sixth.
@@ -130,7 +129,7 @@ vectorised! {
 /// Packs a block and returns which of its weights stand beside.
 fn pack_block(bits: &[u16; BLOCK], largest: u8, out: &mut [u8; BLOCK_BYTES]) -> u128 {
     #[cfg(target_arch = "x86_64")]
-    if x86::available() {
+    if in_vectors() {
         // SAFETY: the processor has the features.
         return unsafe { x86::pack(bits, largest, out) };
     }
@@ -213,7 +212,7 @@ pub fn read(row: &[u8], start: usize, out: &mut [u16]) {
 /// The bits of a block's weights, without those that stand beside.
 fn unpack(block: &[u8; BLOCK_BYTES], largest: u8, out: &mut [u16; BLOCK]) {
     #[cfg(target_arch = "x86_64")]
-    if x86::available() {
+    if in_vectors() {
         // SAFETY: the processor has the features.
         return unsafe { x86::unpack(block, largest, out) };
     }
@@ -230,11 +229,6 @@ pub mod x86 {
     use std::arch::x86_64::*;
 
     use super::{BESIDE, BLOCK, BLOCK_BYTES, HALF};
-
-    /// Whether the processor has the features.
-    pub fn available() -> bool {
-        is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl")
-    }
 
     /// The high and the low byte of a weight for each distance, without sign and fraction: a table in each quarter.
     #[inline]
@@ -261,16 +255,16 @@ pub mod x86 {
         [_mm512_and_si512(both, nibble), _mm512_and_si512(_mm512_srli_epi16::<4>(both), nibble)]
     }
 
-    /// Two times 32 weights of a block's half.
+    /// Two times 32 weights of one of a block's halves.
     ///
     /// # Safety
     /// A block lies there.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    pub unsafe fn weights<const HALF_AT: usize>(block: *const u8, distances: __m512i, [high, low]: [__m512i; 2]) -> [__m512i; 2] {
+    pub unsafe fn weights(block: *const u8, half: usize, distances: __m512i, [high, low]: [__m512i; 2]) -> [__m512i; 2] {
         let sign = _mm512_set1_epi8(-128);
         // SAFETY: the caller's promise.
-        let rest = unsafe { _mm512_loadu_si512(block.add(HALF * (1 + HALF_AT)).cast()) };
+        let rest = unsafe { _mm512_loadu_si512(block.add(HALF * (1 + half)).cast()) };
         // a | b & c, and a | b & !c
         let high = _mm512_ternarylogic_epi32::<0xf8>(_mm512_shuffle_epi8(high, distances), rest, sign);
         let low = _mm512_ternarylogic_epi32::<0xf4>(_mm512_shuffle_epi8(low, distances), rest, sign);
@@ -310,8 +304,8 @@ pub mod x86 {
         // SAFETY: a block, and 128 weights of two bytes.
         unsafe {
             let [first, second] = distances(block);
-            let [a, b] = weights::<0>(block, first, tables);
-            let [c, d] = weights::<1>(block, second, tables);
+            let [a, b] = weights(block, 0, first, tables);
+            let [c, d] = weights(block, 1, second, tables);
             _mm512_storeu_si512(out.cast(), a);
             _mm512_storeu_si512(out.add(32).cast(), b);
             _mm512_storeu_si512(out.add(64).cast(), c);
@@ -361,7 +355,7 @@ mod tests {
     #[test]
     fn a_block_is_read_alike_with_and_without_vectors() {
         #[cfg(target_arch = "x86_64")]
-        if x86::available() {
+        if in_vectors() {
             let bits = weights(BLOCK);
             let (largest, beside) = largest_and_beside(&bits);
             let mut row = vec![0; Line::BYTES * (HEAD + 4 * beside as usize).div_ceil(Line::BYTES) + BLOCK_BYTES];

@@ -2,12 +2,13 @@
 
 pub(crate) mod bf12;
 mod format;
+mod held;
 
 use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 pub(crate) use bf12::Line;
@@ -15,6 +16,8 @@ pub use format::Format;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use format::q4_k_scales;
 pub(crate) use format::{SPAN, widen, words};
+use held::OfStorage;
+pub use held::{Bytes, Held};
 
 use crate::cpu::{Values, values};
 #[cfg(feature = "cuda")]
@@ -25,18 +28,6 @@ use crate::gemm::{Level, Out, PackedRight, Precision, Right, packed_products};
 use crate::kept;
 use crate::linear::output_shape;
 use crate::transfers::{self, host_values};
-
-/// Bytes that outlive whoever asked for them: a mapped file, say.
-pub type Bytes = Arc<dyn Held>;
-
-/// Where bytes are held.
-pub trait Held: AsRef<[u8]> + Send + Sync {
-    /// Says that these bytes are not read again soon: what can be had again, from a file, may leave the process's memory.
-    fn release(&self, _range: Range<usize>) {}
-}
-
-impl Held for Vec<u8> {}
-impl Held for bf12::Packed {}
 
 /// A frozen weight (out, in), its rows in any [`Format`]. Cheap to clone: the bytes are shared.
 ///
@@ -98,30 +89,6 @@ impl fmt::Debug for Matrix {
     }
 }
 
-struct OfTensor(Vec<u8>);
-
-impl Held for OfTensor {}
-impl Held for OfStorage {}
-
-impl AsRef<[u8]> for OfTensor {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-struct OfStorage(Tensor);
-
-impl AsRef<[u8]> for OfStorage {
-    fn as_ref(&self) -> &[u8] {
-        let (storage, layout) = self.0.storage_and_layout();
-        let (start, end) = layout.contiguous_offsets().expect("checked when it was made");
-        let Storage::Cpu(CpuStorage::F32(values)) = &*storage else { unreachable!("checked when it was made") };
-        let values: *const [f32] = &raw const values[start..end];
-        // SAFETY: the tensor is held by `self` and, being detached from every variable, never written; its values are plain bytes.
-        unsafe { std::slice::from_raw_parts(values.cast(), size_of::<f32>() * (end - start)) }
-    }
-}
-
 impl Matrix {
     /// The rows at `range` of `bytes`. size: (out, in).
     pub fn new(bytes: Bytes, range: Range<usize>, format: Format, size: (usize, usize)) -> Result<Self> {
@@ -161,8 +128,8 @@ impl Matrix {
         let length = size.0 * format.row_bytes(size.1)?;
         let bytes: Bytes = match format {
             Format::F32 => Arc::new(OfStorage(tensor)),
-            Format::F16 => Arc::new(OfTensor(to_bytes(&host_values::<half::f16>(&tensor)?, |v| v.to_le_bytes()))),
-            _ => Arc::new(OfTensor(to_bytes(&host_values::<half::bf16>(&tensor)?, |v| v.to_le_bytes()))),
+            Format::F16 => Arc::new(to_bytes(&host_values::<half::f16>(&tensor)?, |v| v.to_le_bytes())),
+            _ => Arc::new(to_bytes(&host_values::<half::bf16>(&tensor)?, |v| v.to_le_bytes())),
         };
         Matrix::new(bytes, 0..length, format, size)
     }
