@@ -115,7 +115,8 @@ impl Block {
 
     fn attention(&self) -> Batch<'_> {
         let scale = 1.0 / (self.sizes.width as f64).sqrt();
-        Batch { sizes: self.sizes, scale: scale as f32, causal: true, visible: self.visible.as_deref(), bias: None }
+        let precision = self.projections[3].matrix.precision();
+        Batch { sizes: self.sizes, scale: scale as f32, causal: true, visible: self.visible.as_deref(), bias: None, precision }
     }
 
     fn heads<'a>(&self, [q, k, v]: [&'a [f32]; 3]) -> [Heads<'a>; 3] {

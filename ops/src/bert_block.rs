@@ -10,7 +10,7 @@ use crate::activation::{gelu, gelu_sums};
 use crate::attention::batch::{Batch, Heads, Order, Sizes, visible};
 use crate::attention::{Attention, attention};
 use crate::cpu::{Values, cleared, held, rewritten, room, written};
-use crate::gemm::{Added, PackedRight, PackedRows};
+use crate::gemm::{Added, PackedRight, PackedRows, Precision};
 use crate::matrix::Matrix;
 use crate::norm::{layer_norm, layer_rows_of_sum};
 use crate::transfers::host_values;
@@ -163,7 +163,14 @@ impl Run<'_> {
         }
         let (texts, head) = (visible.len() / length, width / heads);
         let sizes = Sizes { batch: texts, heads, kv_heads: heads, queries: length, keys: length, width: head };
-        let batch = Batch { sizes, scale: 1.0 / (head as f32).sqrt(), causal: false, visible: Some(visible), bias: None };
+        let batch = Batch {
+            sizes,
+            scale: 1.0 / (head as f32).sqrt(),
+            causal: false,
+            visible: Some(visible),
+            bias: None,
+            precision: Precision::F32,
+        };
         let mixed = room(mixed, x.len());
         // SAFETY: attention writes values.
         batch.forward_here(qkv.each_ref().map(|x| Heads::of(x, Order::Beside, (heads, length, head))), unsafe { rewritten(mixed) });

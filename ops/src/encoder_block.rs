@@ -115,7 +115,7 @@ impl EncoderBlock {
         let width = self.unit_scales[0].len();
         let sizes = Sizes { batch: sequences, heads, kv_heads: heads, queries: length, keys: length, width };
         let bias = bias.map(|_| &*values[0]);
-        let batch = Batch { sizes, scale: self.scale, causal: false, visible: None, bias };
+        let batch = Batch { sizes, scale: self.scale, causal: false, visible: None, bias, precision: Precision::F32 };
         // whole sequences, so that attention stays with its rows
         let piece = ((ROWS / length.max(1)).max(1) * length * channels).max(1);
         // SAFETY: the pieces are all there is.

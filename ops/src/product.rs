@@ -1,6 +1,6 @@
 //! Small matrix products on padded rows, for use inside one core's piece of work.
 
-use crate::gemm::{self, Added};
+use crate::gemm::{self, Added, SmallRight};
 use crate::simd::vectorised;
 
 /// Columns of a register tile; widths are padded to a multiple of it.
@@ -22,7 +22,7 @@ pub struct Left<'a> {
 }
 
 /// out (m, n) = left (m, k) * right (k, n) and what `added` says; rows of both lie `stride` apart, n is a multiple of [`TILE`].
-pub fn product(out: &mut [f32], left: Left, right: &[f32], n: usize, stride: usize, added: Added) {
+pub fn product(out: &mut [f32], left: Left, right: &SmallRight, n: usize, stride: usize, added: Added) {
     let (m, k) = left.size;
     let factor = gemm::Left { values: left.values, row: left.row, column: left.column };
     if m * k > 0 && gemm::small_product((m, k, n), factor, right, stride, out, added) {
@@ -35,11 +35,13 @@ pub fn product(out: &mut [f32], left: Left, right: &[f32], n: usize, stride: usi
             Added::To(values, stride) => out[..n].copy_from_slice(&values[row * stride..][..n]),
         }
     }
-    add_product_plain(out, left, right, n, stride);
+    if m * k > 0 {
+        add_product_plain(out, left, right.values().expect("there are pairs only where the processor multiplies them"), n, stride);
+    }
 }
 
 /// out (m, n) += left (m, k) * right (k, n); as [`product`].
-pub fn add_product(out: &mut [f32], left: Left, right: &[f32], n: usize, stride: usize) {
+pub fn add_product(out: &mut [f32], left: Left, right: &SmallRight, n: usize, stride: usize) {
     product(out, left, right, n, stride, Added::Own);
 }
 
@@ -79,6 +81,7 @@ vectorised! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gemm::multiplies_pairs;
 
     #[test]
     fn product_adds_the_sum_of_products_for_both_orders_of_the_left_factor() {
@@ -89,10 +92,18 @@ mod tests {
             let expected: Vec<f32> = (0..m * n).map(|at| value(at / n, at % n)).collect();
             let turned: Vec<f32> = (0..k * m).map(|at| a[at % m * k + at / m]).collect();
             for left in [Left { values: &a, row: k, column: 1, size: (m, k) }, Left { values: &turned, row: 1, column: m, size: (m, k) }] {
-                for product in [add_product, add_product_plain] {
-                    let mut out = vec![1.0; m * n];
-                    product(&mut out, left, &b, n, n);
-                    assert_eq!(out, expected);
+                let mut outs = [vec![1.0; m * n], vec![1.0; m * n]];
+                add_product(&mut outs[0], left, &SmallRight::Values(&b), n, n);
+                add_product_plain(&mut outs[1], left, &b, n, n);
+                assert_eq!(outs, [expected.clone(), expected.clone()]);
+                if multiplies_pairs() {
+                    // whole numbers of three bits are no less exact in bf16
+                    let columns: Vec<f32> = (0..n * k).map(|at| b[at % k * n + at / k]).collect();
+                    for right in [SmallRight::paired((&b, n), (k, n), n), SmallRight::turned((&columns, k), (n, k), n, true)] {
+                        let mut out = vec![1.0; m * n];
+                        add_product(&mut out, left, &right, n, n);
+                        assert_eq!(out, expected, "{m} {k} {n}");
+                    }
                 }
             }
         }

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::kernel::{Gradients, Problem, Rows};
 use crate::bands::Band;
 use crate::cpu::written;
+use crate::gemm::{Precision, multiplies_pairs};
 use crate::transfers::host_values;
 
 /// Partial sums of the bias's gradient: at least this many tasks, if the batch allows.
@@ -110,13 +111,16 @@ pub struct Batch<'a> {
     pub visible: Option<&'a [bool]>,
     /// (H, L, M)
     pub bias: Option<&'a [f32]>,
+    /// Of its products: in 16 bits where there is no bias and the processor multiplies pairs of bf16, else in f32.
+    pub precision: Precision,
 }
 
 impl Batch<'_> {
     fn problem(&self, b: usize) -> Problem<'_> {
         let Sizes { queries: l, keys: m, width: d, .. } = self.sizes;
         let visible = self.visible.map(|visible| &visible[b * m..][..m]);
-        Problem { l, m, d, scale: self.scale, causal: self.causal, visible }
+        let pairs = self.precision == Precision::Bf16 && self.bias.is_none() && multiplies_pairs();
+        Problem { l, m, d, scale: self.scale, causal: self.causal, visible, pairs }
     }
 
     /// Query heads to a key-value head.
@@ -199,5 +203,55 @@ impl Batch<'_> {
             }
         });
         partials
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(count: usize, seed: usize) -> Vec<f32> {
+        let value = |i: usize| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5 - 1.0;
+        (0..count).map(|i| half::bf16::from_f32(value(i)).to_f32()).collect()
+    }
+
+    /// Root mean square of the difference, as a share of the values' own.
+    fn distance(found: &[f32], expected: &[f32]) -> f32 {
+        let square = |values: &mut dyn Iterator<Item = f32>| values.map(|x| x * x).sum::<f32>();
+        (square(&mut found.iter().zip(expected).map(|(f, e)| f - e)) / square(&mut expected.iter().copied())).sqrt()
+    }
+
+    #[test]
+    fn values_of_16_bits_are_attended_to_in_pairs_as_in_f32_but_for_the_rounding_of_what_lies_between() {
+        for (batch, heads, kv_heads, queries, keys, width) in
+            [(1, 1, 1, 9, 9, 4), (2, 4, 2, 37, 37, 16), (1, 6, 2, 65, 65, 19), (2, 2, 1, 33, 70, 64), (1, 2, 2, 100, 101, 128)]
+        {
+            for (causal, masked) in [(false, false), (true, false), (true, true)] {
+                let sizes = Sizes { batch, heads, kv_heads, queries, keys, width };
+                let values = [(heads, queries), (kv_heads, keys), (kv_heads, keys), (heads, queries)];
+                let values: Vec<Vec<f32>> =
+                    values.iter().enumerate().map(|(seed, (h, l))| noise(batch * h * l * width, seed + 1)).collect();
+                let of = |place: usize, h: usize, l: usize| Heads::of(&values[place], Order::Beside, (h, l, width));
+                let [q, k, v, grad] = [of(0, heads, queries), of(1, kv_heads, keys), of(2, kv_heads, keys), of(3, heads, queries)];
+                let visible: Vec<bool> = (0..batch * keys).map(|at| at % keys >= 2 && at % keys < keys - 1).collect();
+                let of = |precision| Batch {
+                    sizes,
+                    scale: 1.0 / (width as f32).sqrt(),
+                    causal,
+                    visible: masked.then_some(&visible[..]),
+                    bias: None,
+                    precision,
+                };
+                let [exact, pairs] = [Precision::F32, Precision::Bf16].map(|precision| {
+                    let [dq, dk, dv, _] = of(precision).backward([q, k, v, grad], Order::Beside, false);
+                    [of(precision).forward([q, k, v], Order::Beside), dq, dk, dv]
+                });
+                for (place, (found, expected)) in pairs.iter().zip(&exact).enumerate() {
+                    let far = distance(found, expected);
+                    assert!(far < 4e-3, "{sizes:?} {causal} {masked}: {far} in result {place}");
+                    assert!(!multiplies_pairs() || far > 0.0, "{sizes:?}: nothing is rounded in result {place}");
+                }
+            }
+        }
     }
 }

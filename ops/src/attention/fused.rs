@@ -7,6 +7,7 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Stora
 use super::Attention;
 use super::batch::{Batch, Heads, Order, Sizes, visible};
 use crate::cpu::{Values, sum_partials, values};
+use crate::gemm::Precision;
 use crate::kept;
 
 /// q, k and v as for [`super::attention`], f32 on the CPU; bias (H, L, M).
@@ -70,7 +71,7 @@ impl Fused {
     fn with<T>(&self, sizes: Sizes, work: impl FnOnce(Batch) -> T) -> Result<T> {
         let bias = self.bias.as_ref().map(Values::of).transpose()?;
         let (visible, bias) = (self.visible.as_deref(), bias.as_deref());
-        Ok(work(Batch { sizes, scale: self.scale, causal: self.causal, visible, bias }))
+        Ok(work(Batch { sizes, scale: self.scale, causal: self.causal, visible, bias, precision: Precision::F32 }))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::few::weighted_sums;
 use crate::bands::Band;
-use crate::gemm::{Added, turn};
+use crate::gemm::{Added, SmallRight};
 use crate::product::{Left, add_product, padded, product};
 use crate::simd::{dot, vectorised};
 use crate::softmax::softmax_row;
@@ -30,6 +30,9 @@ pub struct Problem<'a> {
     pub causal: bool,
     /// (M), false where no query may look.
     pub visible: Option<&'a [bool]>,
+    /// Whether factors are rounded to bf16 and multiplied in pairs, with sums, softmax and all that is added in f32 (as T. Dao et al.,
+    /// "FlashAttention", 2022, compute in 16 bits). Without a bias.
+    pub pairs: bool,
 }
 
 impl Problem<'_> {
@@ -62,23 +65,19 @@ fn pack(x: Rows, first: usize, count: usize, d: usize, scale: f32) -> Vec<f32> {
     packed
 }
 
-/// The (count, d) rows as (d, count), padded with zeros to whole tiles.
-fn pack_turned(x: Rows, count: usize, d: usize) -> Vec<f32> {
-    let width = padded(count);
-    let mut packed = vec![0.0; d * width];
-    turn((x.values, x.stride), (count, d), width, &mut packed);
-    packed
-}
-
 vectorised! {
-    /// Softmax over the keys that one query sees; 0 for the others; the mean of all `m` if it sees none, as a softmax of equal logits.
-    fn normalise(row: &mut [f32], end: usize, m: usize, visible: &[bool], sees_nothing: bool) {
+    /// Softmax of `scale` times the logits of the keys that one query sees; 0 for the others; the mean of all `m` if it sees none, as a softmax of
+    /// equal logits.
+    fn normalise(row: &mut [f32], scale: f32, end: usize, m: usize, visible: &[bool], sees_nothing: bool) {
         if sees_nothing {
             row[..m].fill(1.0 / m as f32);
             row[m..].fill(0.0);
             return;
         }
         row[end..].fill(0.0);
+        if scale != 1.0 {
+            row[..end].iter_mut().for_each(|x| *x *= scale);
+        }
         for (x, &visible) in row[..end].iter_mut().zip(visible) {
             *x = if visible { *x } else { f32::NEG_INFINITY };
         }
@@ -121,8 +120,24 @@ impl Problem<'_> {
         })
     }
 
-    /// Writes a block's probabilities to `p`, (rows, padded M); q is packed and scaled, bias (L, M).
-    fn probabilities(&self, block: Block, q: &[f32], keys_turned: &[f32], bias: Option<&[f32]>, p: &mut [f32]) {
+    /// What packed queries are multiplied by, and what their products with keys are: before queries are rounded they are not.
+    fn scales(&self) -> [f32; 2] {
+        if self.pairs { [1.0, self.scale] } else { [self.scale, 1.0] }
+    }
+
+    /// The rows (count, D) as a right factor of as many columns.
+    fn turned(&self, x: Rows, count: usize) -> SmallRight<'static> {
+        SmallRight::turned((x.values, x.stride), (count, self.d), padded(count), self.pairs)
+    }
+
+    /// The packed rows (count, D) as a right factor of as many rows.
+    fn right<'a>(&self, packed: &'a [f32], count: usize) -> SmallRight<'a> {
+        let width = padded(self.d);
+        if self.pairs { SmallRight::paired((packed, width), (count, width), width) } else { SmallRight::Values(packed) }
+    }
+
+    /// Writes a block's probabilities to `p`, (rows, padded M); q is packed, bias (L, M).
+    fn probabilities(&self, block: Block, q: &[f32], keys_turned: &SmallRight, bias: Option<&[f32]>, p: &mut [f32]) {
         let (width, seen) = (padded(self.m), padded(block.keys));
         let added = match bias {
             None => Added::Nothing,
@@ -140,7 +155,7 @@ impl Problem<'_> {
         for (i, row) in p.chunks_exact_mut(width).enumerate().take(block.rows) {
             let query = block.first + i;
             let end = self.end(query);
-            normalise(&mut row[..seen], end, self.m, self.visible.unwrap_or(&[]), self.sees_nothing(query));
+            normalise(&mut row[..seen], self.scales()[1], end, self.m, self.visible.unwrap_or(&[]), self.sees_nothing(query));
         }
     }
 
@@ -150,13 +165,14 @@ impl Problem<'_> {
             return self.forward_few(queries, keys, values, bias, outs);
         }
         let (width, d_width) = (padded(self.m), padded(self.d));
-        let (keys_turned, values) = (pack_turned(keys, self.m, self.d), pack(values, 0, self.m, self.d, 1.0));
+        let (keys_turned, values) = (self.turned(keys, self.m), pack(values, 0, self.m, self.d, 1.0));
+        let values = self.right(&values, self.m);
         let mut p = vec![0.0; BLOCK.min(self.l) * width];
         let mut y = vec![0.0; BLOCK.min(self.l) * d_width];
         for (head, (q, out)) in queries.iter().zip(outs).enumerate() {
             let bias = bias.map(|bias| &bias[head * self.l * self.m..]);
             for block in self.blocks() {
-                let q = pack(*q, block.first, block.rows, self.d, self.scale);
+                let q = pack(*q, block.first, block.rows, self.d, self.scales()[0]);
                 self.probabilities(block, &q, &keys_turned, bias, &mut p);
                 let left = Left { values: &p, row: width, column: 1, size: (block.rows, block.keys) };
                 product(&mut y, left, &values, d_width, d_width, Added::Nothing);
@@ -175,7 +191,7 @@ impl Problem<'_> {
             if let Some(bias) = bias {
                 add(&mut p, &bias[row * self.m..][..self.m]);
             }
-            normalise(&mut p, self.end(query), self.m, self.visible.unwrap_or(&[]), self.sees_nothing(query));
+            normalise(&mut p, 1.0, self.end(query), self.m, self.visible.unwrap_or(&[]), self.sees_nothing(query));
             weighted_sums(&p, 1, self.m, values, outs[head].row(query));
         }
     }
@@ -194,21 +210,22 @@ impl Problem<'_> {
         mut dbias: Option<&mut [f32]>,
     ) {
         let (l, m, d, width, d_width) = (self.l, self.m, self.d, padded(self.m), padded(self.d));
-        let (keys_turned, values_turned) = (pack_turned(keys, m, d), pack_turned(values, m, d));
+        let (keys_turned, values_turned) = (self.turned(keys, m), self.turned(values, m));
         let keys = pack(keys, 0, m, d, 1.0);
+        let keys = self.right(&keys, m);
         let (mut dk, mut dv) = (vec![0.0; m * d_width], vec![0.0; m * d_width]);
         let rows = BLOCK.min(l);
         let (mut p, mut ds, mut dq) = (vec![0.0; rows * width], vec![0.0; rows * width], vec![0.0; rows * d_width]);
         for (head, (q, grad)) in queries.iter().zip(grads).enumerate() {
             let bias = bias.map(|bias| &bias[head * l * m..]);
             for block in self.blocks() {
-                let q = pack(*q, block.first, block.rows, d, self.scale);
+                let q = pack(*q, block.first, block.rows, d, self.scales()[0]);
                 let g = pack(*grad, block.first, block.rows, d, 1.0);
                 self.probabilities(block, &q, &keys_turned, bias, &mut p);
                 self.logit_gradients(block, &g, &values_turned, &p, &mut ds);
                 let turned = |values| Left { values, row: 1, column: width, size: (block.keys, block.rows) };
-                add_product(&mut dv, turned(&p), &g, d_width, d_width);
-                add_product(&mut dk, turned(&ds), &q, d_width, d_width);
+                add_product(&mut dv, turned(&p), &self.right(&g, block.rows), d_width, d_width);
+                add_product(&mut dk, turned(&ds), &self.right(&q, block.rows), d_width, d_width);
                 let left = Left { values: &ds, row: width, column: 1, size: (block.rows, block.keys) };
                 product(&mut dq, left, &keys, d_width, d_width, Added::Nothing);
                 unpack(&dq, &mut out.dq[head], (block.first, block.rows), d, self.scale);
@@ -219,12 +236,12 @@ impl Problem<'_> {
                 }
             }
         }
-        unpack(&dk, &mut out.dk, (0, m), d, 1.0);
+        unpack(&dk, &mut out.dk, (0, m), d, self.scales()[1]);
         unpack(&dv, &mut out.dv, (0, m), d, 1.0);
     }
 
     /// dL/dS of a block, (rows, padded M); 0 for a query that sees nothing.
-    fn logit_gradients(&self, block: Block, grad: &[f32], values_turned: &[f32], p: &[f32], ds: &mut [f32]) {
+    fn logit_gradients(&self, block: Block, grad: &[f32], values_turned: &SmallRight, p: &[f32], ds: &mut [f32]) {
         let (width, seen) = (padded(self.m), padded(block.keys));
         let left = Left { values: grad, row: padded(self.d), column: 1, size: (block.rows, self.d) };
         product(ds, left, values_turned, seen, width, Added::Nothing);

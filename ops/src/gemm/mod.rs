@@ -10,6 +10,7 @@ mod halves;
 mod pack;
 #[cfg(target_arch = "x86_64")]
 mod shorts;
+mod small;
 #[cfg(target_arch = "x86_64")]
 mod standing;
 mod strips;
@@ -25,12 +26,12 @@ use rayon::prelude::*;
 
 use crate::cpu::{cleared, rewritten, written};
 use crate::matrix::{Format, Line};
-pub use pack::turn;
 #[cfg(target_arch = "x86_64")]
 pub use pack::turn_16;
-use pack::{Kind, Words, aligned, as_values, as_words, pack_tile};
+use pack::{Kind, Words, aligned, as_values, pack_tile};
 #[cfg(target_arch = "x86_64")]
 use pack::{LANES, pack_panel};
+pub use small::{SmallRight, multiplies_pairs, small_product};
 use strips::Factor;
 #[cfg(target_arch = "x86_64")]
 pub use tile::mask;
@@ -267,35 +268,6 @@ fn row_parts(m: usize, pieces: usize, threads: usize, tile: usize) -> impl Itera
     let parts = parts.max(m.div_ceil(PART_ROWS));
     let rows = m.div_ceil(parts).next_multiple_of(tile);
     (0..m).step_by(rows.max(1)).map(move |first| (first, m.min(first + rows)))
-}
-
-/// left (m, k) * right (k, n) on one core, added to what `added` says and written to `out` (m, n), with the right factor read where it lies: rows of
-/// it and of the output lie `stride` apart. For what fits the second-level cache; false where the processor has no such tiles.
-pub fn small_product((m, k, n): (usize, usize, usize), left: Left, right: &[f32], stride: usize, out: &mut [f32], added: Added) -> bool {
-    let level = Level::best();
-    if level == Level::Plain {
-        return false;
-    }
-    let end = (m - 1) * stride + n;
-    assert!(n <= stride && out.len() >= end, "the product lies in the output");
-    let before = added.before(out.as_ptr(), (m, n), stride);
-    let words = Words { kind: Kind::Value, level };
-    let mut panel = vec![0; level.rows().min(m) * k];
-    for row in (0..m).step_by(level.rows()) {
-        let rows = level.rows().min(m - row);
-        let panel = &mut panel[..rows * k];
-        pack_tile(left, row, (0, k), words, panel);
-        for first in (0..n).step_by(WIDTH) {
-            let strip = Strip { words: &as_words(right)[first..], stride };
-            // SAFETY: row and column lie inside (m, n), which lies in the output and in what it is added to.
-            unsafe {
-                let start = out.as_mut_ptr().add(row * stride + first);
-                let before = before.map(|(values, stride)| (values.add(row * stride + first), stride));
-                multiply(words, panel, strip, k, Place { start, stride, rows, columns: WIDTH.min(n - first), before });
-            }
-        }
-    }
-    true
 }
 
 /// What a product is added to.

@@ -8,9 +8,14 @@ use half::bf16;
 use super::Left;
 #[cfg(target_arch = "x86_64")]
 use super::shorts::Lanes;
+#[cfg(target_arch = "x86_64")]
+use super::tile::mask;
 use super::tile::{Level, WIDTH};
 use crate::simd::vectorised;
 
+/// Values that are asked for ahead of those that are turned.
+#[cfg(target_arch = "x86_64")]
+const AHEAD: usize = 256;
 /// Lanes that are turned at once.
 pub const LANES: usize = 16;
 
@@ -121,6 +126,54 @@ impl Words {
             }
         }
     }
+
+    /// Makes words of `lanes` rows (at most [`LANES`]) of `count` values along the inner axis, `stride` apart, and turns them: word p of row r goes
+    /// to `p * width + r`. Of halves and shorts a left factor's.
+    pub fn columns_of(self, values: &[f32], stride: usize, (lanes, count): (usize, usize), width: usize, out: &mut [u32]) {
+        if count == 0 || lanes == 0 {
+            return;
+        }
+        let length = self.of_left(count);
+        assert!(lanes <= LANES && values.len() >= (lanes - 1) * stride + count && out.len() >= (length - 1) * width + lanes);
+        if self.kind == Kind::Value {
+            return self.turn(as_words(values), stride, (lanes, count), width, out);
+        }
+        #[cfg(target_arch = "x86_64")]
+        if self.level == Level::Avx512Bf16 && self.bf16() {
+            // SAFETY: the level has the features, the lengths are checked.
+            return unsafe { narrow_turned(values, stride, (lanes, count), width, out) };
+        }
+        let mut rows = vec![0u32; lanes * length];
+        for (row, words) in rows.chunks_exact_mut(length).enumerate() {
+            self.along(&values[row * stride..][..count], words);
+        }
+        self.turn(&rows, length, (lanes, length), width, out);
+    }
+
+    /// Makes words of `lanes` values side by side, `count` times `stride` apart on the inner axis: word p of lane r goes to `p * width + r`. Of
+    /// shorts a left factor's.
+    pub fn rows_of(self, values: &[f32], stride: usize, (lanes, count): (usize, usize), width: usize, out: &mut [u32]) {
+        if count == 0 || lanes == 0 {
+            return;
+        }
+        let (pairs, length) = (self.kind == Kind::Pair, self.of_left(count));
+        assert!(lanes <= width && values.len() >= (count - 1) * stride + lanes && out.len() >= (length - 1) * width + lanes);
+        #[cfg(target_arch = "x86_64")]
+        match (self.kind, self.level) {
+            (Kind::Shorts, _) => return super::shorts::across(Lanes { values, stride, lanes, count }, width, out),
+            // SAFETY: the level has the features, the lengths are checked.
+            (Kind::Pair, Level::Avx512Bf16) => return unsafe { interleaved(values, stride, (lanes, count), width, out) },
+            _ => {}
+        }
+        for (word, p) in out.chunks_mut(width).zip((0..count).step_by(if pairs { 2 } else { 1 })) {
+            let first = &values[p * stride..][..lanes];
+            match values.get((p + 1) * stride..).filter(|_| pairs && p + 1 < count) {
+                Some(second) => self.across(first, &second[..lanes], &mut word[..lanes]),
+                None if pairs => word.iter_mut().zip(first).for_each(|(word, &value)| *word = pair_of(value, 0.0)),
+                None => word[..lanes].copy_from_slice(as_words(first)),
+            }
+        }
+    }
 }
 
 /// Rows (count, d), `stride` apart, as columns: value p of row r goes to `p * width + r`.
@@ -199,45 +252,26 @@ vectorised! {
 
 /// Packs the left factor's rows from `first` on, as many as `out` holds.
 pub fn pack_tile(left: Left, first: usize, (start, count): (usize, usize), words: Words, out: &mut [u32]) {
-    let length = words.of_left(count);
-    let rows = out.len() / length;
+    let rows = out.len() / words.of_left(count);
     let part = &left.values[first * left.row + start * left.column..];
-    #[cfg(target_arch = "x86_64")]
-    if left.column != 1 && words.kind == Kind::Shorts {
-        return super::shorts::across(Lanes { values: part, stride: left.column, lanes: rows, count }, rows, out);
-    }
-    if left.column != 1 {
-        let step = if words.kind == Kind::Pair { 2 } else { 1 };
-        let none = [0.0; LANES];
-        for (word, p) in out.chunks_exact_mut(rows).zip((0..count).step_by(step)) {
-            let at = |p: usize| if p < count { &part[p * left.column..][..rows] } else { &none[..rows] };
-            words.across(at(p), at(p + 1), word);
-        }
-    } else if words.kind != Kind::Value {
-        let mut lanes = vec![0u32; rows * length];
-        for (row, lane) in lanes.chunks_exact_mut(length).enumerate() {
-            words.along(&part[row * left.row..][..count], lane);
-        }
-        words.turn(&lanes, length, (rows, length), rows, out);
+    if left.column == 1 {
+        words.columns_of(part, left.row, (rows, count), rows, out);
     } else {
-        words.turn(as_words(part), left.row, (rows, count), rows, out);
+        words.rows_of(part, left.column, (rows, count), rows, out);
     }
 }
 
 /// Packs the left factor's rows from `first` on, which lie along the inner axis, in sixteens: what `out` holds beyond the last row is zero.
 #[cfg(target_arch = "x86_64")]
 pub fn pack_panel(left: Left, first: usize, (start, count): (usize, usize), words: Words, out: &mut [u32]) {
-    let length = words.of(count);
-    let width = out.len() / length;
-    let mut lanes = vec![0u32; LANES * length];
+    let width = out.len() / words.of(count);
     for group in (0..width).step_by(LANES) {
-        for (lane, line) in lanes.chunks_exact_mut(length).enumerate() {
-            match left.values.get((first + group + lane) * left.row + start..) {
-                Some(row) if row.len() >= count => words.along(&row[..count], line),
-                _ => line.fill(0),
-            }
+        let part = left.values.get((first + group) * left.row + start..).unwrap_or(&[]);
+        let lanes = if part.len() < count { 0 } else { ((part.len() - count) / left.row.max(1) + 1).min(LANES) };
+        words.columns_of(part, left.row, (lanes, count), width, &mut out[group..]);
+        if lanes < LANES {
+            out[group..].chunks_mut(width).for_each(|words| words[lanes..LANES].fill(0));
         }
-        words.turn(&lanes, length, (LANES, length), width, &mut out[group..]);
     }
 }
 
@@ -270,6 +304,67 @@ unsafe fn narrow(values: &[f32], words: &mut [u32]) {
             let pairs = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
             let stored = (1u32 << left.div_ceil(2)).wrapping_sub(1) as u16;
             _mm512_mask_storeu_epi32(words.as_mut_ptr().wrapping_add(start / 2).cast(), stored, pairs);
+        }
+    }
+}
+
+/// `lanes` rows of `count` values, `stride` apart, as columns of pairs of bf16: pair p of row r goes to `p * width + r`.
+///
+/// # Safety
+/// The processor has the features; both are as long, and `lanes` at most [`LANES`].
+#[cfg(target_arch = "x86_64")]
+#[allow(clippy::needless_range_loop, reason = "closures have not these features")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+unsafe fn narrow_turned(values: &[f32], stride: usize, (lanes, count): (usize, usize), width: usize, out: &mut [u32]) {
+    let stored = ((1u32 << lanes) - 1) as u16;
+    for start in (0..count).step_by(2 * LANES) {
+        let left = count - start;
+        let (low, high) = (mask(left, 0), mask(left, 1));
+        let at = values.as_ptr().wrapping_add(start);
+        let mut rows = [_mm512_setzero_si512(); LANES];
+        for r in 0..LANES {
+            if r < lanes {
+                let at = at.wrapping_add(r * stride);
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + LANES).cast());
+                // SAFETY: masked to the row: the caller's promise.
+                unsafe {
+                    let (low, high) = (_mm512_maskz_loadu_ps(low, at), _mm512_maskz_loadu_ps(high, at.wrapping_add(LANES)));
+                    rows[r] = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+                }
+            }
+        }
+        let columns = turn_16(rows);
+        for p in 0..LANES.min(left.div_ceil(2)) {
+            // SAFETY: masked to the lanes: the caller's promise.
+            unsafe { _mm512_mask_storeu_epi32(out.as_mut_ptr().add((start / 2 + p) * width).cast(), stored, columns[p]) };
+        }
+    }
+}
+
+/// `count` rows of `lanes` values, `stride` apart, as rows of pairs of bf16 of neighbours: pair p of lane r goes to `p * width + r`.
+///
+/// # Safety
+/// The processor has the features; both are as long.
+#[cfg(target_arch = "x86_64")]
+#[allow(clippy::needless_range_loop, reason = "closures have not these features")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+unsafe fn interleaved(values: &[f32], stride: usize, (lanes, count): (usize, usize), width: usize, out: &mut [u32]) {
+    // a pair's halves come from two registers, whose bf16 lie one behind the other
+    let order: [u16; 2 * LANES] = std::array::from_fn(|i| (i / 2 + i % 2 * LANES) as u16);
+    for first in (0..lanes).step_by(LANES) {
+        let mask = mask(lanes - first, 0);
+        let (at, out) = (values.as_ptr().wrapping_add(first), out.as_mut_ptr().wrapping_add(first));
+        for p in (0..count).step_by(2) {
+            // SAFETY: masked to the lanes: the caller's promise.
+            unsafe {
+                let order = _mm512_loadu_epi16(order.as_ptr().cast());
+                let one = _mm512_maskz_loadu_ps(mask, at.wrapping_add(p * stride));
+                let second = if p + 1 < count { mask } else { 0 };
+                let two = _mm512_maskz_loadu_ps(second, at.wrapping_add((p + 1) * stride));
+                let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(two, one));
+                _mm512_mask_storeu_epi32(out.wrapping_add(p / 2 * width).cast(), mask, _mm512_permutexvar_epi16(order, both));
+            }
         }
     }
 }
