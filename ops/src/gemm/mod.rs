@@ -47,7 +47,7 @@ const DEPTH: usize = 512;
 const GROUP: usize = 8;
 
 /// Pieces of work for each core, at least, so that none waits long for the other.
-const PIECES: usize = 4;
+const PIECES: usize = 2;
 
 /// Rows of one piece of work, at most: their sums are kept between two blocks of the inner axis.
 const PART_ROWS: usize = 4096;
