@@ -17,6 +17,16 @@ use crate::simd::{sigmoid, vectorised};
 /// Gradients go to x and to the adapters: norm and matrices are frozen. Where gate and up multiply in bf16, what they give is rounded to it and
 /// kept so; where they are [for reading](crate::Matrix::for_reading), it is not.
 pub fn gated_feed_forward(x: &Tensor, norm: &Tensor, eps: f64, projections: [AdaptedMatrix; 3]) -> Result<Tensor> {
+    feed_forward(x, norm, eps, projections, false)
+}
+
+/// As [`gated_feed_forward`], for the last operation of a block of [`crate::checkpoint`]: when the block is run again for its gradient, nobody looks
+/// at what comes out, and the product with down, a fifth of a layer's, is not made.
+pub fn closing_feed_forward(x: &Tensor, norm: &Tensor, eps: f64, projections: [AdaptedMatrix; 3]) -> Result<Tensor> {
+    feed_forward(x, norm, eps, projections, true)
+}
+
+fn feed_forward(x: &Tensor, norm: &Tensor, eps: f64, projections: [AdaptedMatrix; 3], closing: bool) -> Result<Tensor> {
     let [gate, up, down] = projections.each_ref().map(|own| own.matrix.size());
     let (inner, width) = gate;
     if x.dims().last() != Some(&width) || norm.elem_count() != width || up != gate || down != (width, inner) {
@@ -29,7 +39,7 @@ pub fn gated_feed_forward(x: &Tensor, norm: &Tensor, eps: f64, projections: [Ada
         own.check("feed-forward")?;
     }
     let (residual, string) = Residual::new(x, norm, eps, &projections)?;
-    x.contiguous()?.apply_op2(&string, FeedForward { residual, projections, kept: Mutex::new(None) })
+    x.contiguous()?.apply_op2(&string, FeedForward { residual, projections, closing, kept: Mutex::new(None) })
 }
 
 vectorised! {
@@ -55,6 +65,8 @@ struct FeedForward {
     residual: Residual,
     /// Gate, up and down.
     projections: [AdaptedMatrix; 3],
+    /// Whether a block ends with it.
+    closing: bool,
     /// Until the backward pass takes it.
     kept: Mutex<Option<Kept>>,
 }
@@ -113,9 +125,12 @@ impl CustomOp2 for FeedForward {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = values(x, layout)?;
         let ([gate, up], kept, thin) = self.inner(x)?;
-        let hidden = activated(gate, &up);
-        let mut y = x.to_vec();
-        let of_output = self.output()?.add_forward(&hidden, [&mut y])?;
+        let (output, mut y) = (self.output()?, x.to_vec());
+        let of_output = match self.closing && kept::runs_again() {
+            false => output.add_forward(&activated(gate, &up), [&mut y])?,
+            true if output.is_adapted() => output.thin(&activated(gate, &up))?,
+            true => Thin::new(),
+        };
         if let [Some(gate), Some(up)] = kept {
             *self.kept.lock().expect("no holder of the lock panics") = Some(Kept { inner: [gate, up], thin: [thin, of_output] });
         }

@@ -30,6 +30,8 @@ pub struct Kept(Mutex<Vec<Values>>);
 enum Run {
     /// First run: copies are kept.
     Keeping(Vec<Values>),
+    /// First run: nothing is.
+    Passing,
     /// Second run: kept ones are taken while there are any, then they are computed.
     Taking(IntoIter<Values>),
 }
@@ -71,8 +73,7 @@ impl Kept {
 
     /// Runs `work` for the first time, keeping nothing.
     pub fn nothing<T>(work: impl FnOnce() -> T) -> (T, Self) {
-        let kept = Kept::default();
-        (kept.replay(work), kept)
+        (within(Run::Passing, work).0, Kept::default())
     }
 
     /// Runs `work` with what is kept, which is given up one by one; what is not there is computed.
@@ -101,7 +102,7 @@ pub fn values(compute: impl FnOnce() -> Result<Vec<f32>>) -> Result<Vec<f32>> {
     STATE.with_borrow_mut(|state| {
         let Some(State { run, precision }) = state else { return };
         let copy = match (&run, *precision) {
-            (Run::Taking(_), Precision::F32 | Precision::Int16 | Precision::Int8) => return,
+            (Run::Taking(_) | Run::Passing, Precision::F32 | Precision::Int16 | Precision::Int8) => return,
             (_, precision) => round_to(precision, &mut values),
         };
         if let Run::Keeping(kept) = run {
@@ -109,6 +110,11 @@ pub fn values(compute: impl FnOnce() -> Result<Vec<f32>>) -> Result<Vec<f32>> {
         }
     });
     Ok(values)
+}
+
+/// Whether the thread runs a block for the second time, for its gradient alone.
+pub fn runs_again() -> bool {
+    STATE.with_borrow(|state| matches!(state, Some(State { run: Run::Taking(_), .. })))
 }
 
 /// Rounds `values` to what is kept of them in `precision`, and gives it.

@@ -59,7 +59,7 @@ pub use conv3d::{ConvPadding, depthwise_conv3d};
 pub use cross_entropy::{cross_entropy, linear_cross_entropy};
 pub use dropout::{DropoutMask, dropout};
 pub use encoder_block::{EncoderBlock, EncoderWeights};
-pub use feed_forward::gated_feed_forward;
+pub use feed_forward::{closing_feed_forward, gated_feed_forward};
 pub use few::FEW_ROWS;
 pub use gemm::Precision;
 pub use linear::{frozen_linear, linear, linear_in, linear_residual};

@@ -177,9 +177,12 @@ struct Layer {
 }
 
 impl Layer {
-    fn new() -> Self {
+    /// With an adapter of each matrix of attention's and, or not, of down.
+    fn new(down: bool) -> Self {
         let bf16 = |weight: Tensor| Matrix::from_tensor(&weight.to_dtype(DType::BF16).unwrap()).unwrap();
-        let vars = (0..4).flat_map(|i| [weight(3, 32, 60 + i), weight(32, 3, 70 + i)]).map(|tensor| Var::from_tensor(&tensor).unwrap());
+        let adapters = (0..).zip((0..4).map(|_| 32).chain(down.then_some(48)));
+        let vars = adapters.flat_map(|(i, inputs)| [weight(3, inputs, 60 + i), weight(32, 3, 70 + i)]);
+        let vars = vars.map(|tensor| Var::from_tensor(&tensor).unwrap());
         Layer {
             norm: noise(&[32], 2),
             attention: attention_weights((1, 20, 32, 4, 4, 8)).map(bf16),
@@ -188,33 +191,39 @@ impl Layer {
         }
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    /// `closing`: as the whole of a checkpointed block.
+    fn forward(&self, x: &Tensor, closing: bool) -> Result<Tensor> {
         let low = |place: usize| {
-            let [a, b] = [0, 1].map(|i| self.vars[2 * place + i].as_tensor().clone());
-            Some(LowRank { a, b, scale: SCALE, dropout: None })
+            let [a, b] = [0, 1].map(|i| Some(self.vars.get(2 * place + i)?.as_tensor().clone()));
+            Some(LowRank { a: a?, b: b?, scale: SCALE, dropout: None })
         };
         let (cos, sin) = ops::rope_tables(0, 20, 8, 10_000.0, &Device::Cpu)?;
         let projections = std::array::from_fn(|i| AdaptedMatrix { matrix: self.attention[i].clone(), low_rank: low(i) });
         let x =
             ops::attention_block(x, &AttentionBlock { norm: &self.norm, eps: 1e-5, projections, cos: &cos, sin: &sin, key_mask: None })?;
-        ops::gated_feed_forward(&x, &self.norm, 1e-5, self.feed_forward.each_ref().map(AdaptedMatrix::from))
+        let apply = if closing { ops::closing_feed_forward } else { ops::gated_feed_forward };
+        let [gate, up, down] = self.feed_forward.each_ref().map(AdaptedMatrix::from);
+        apply(&x, &self.norm, 1e-5, [gate, up, AdaptedMatrix { low_rank: low(4), ..down }])
     }
 }
 
 #[test]
 fn a_second_backward_pass_and_a_recomputed_layer_give_the_same_bits_in_bf16_too() {
-    let (layer, x) = (std::sync::Arc::new(Layer::new()), Var::from_tensor(&noise(&[1, 20, 32], 1)).unwrap());
-    let inner = layer.clone();
-    let recomputed = ops::checkpoint(&[x.as_tensor()], None, move |x: &[Tensor], _: Option<&mut ChaCha8Rng>| inner.forward(&x[0])).unwrap();
-    let plain = layer.forward(&x).unwrap();
-    assert_eq!(flat(&plain), flat(&recomputed));
-    let [plain, recomputed] = [plain, recomputed].map(|y| y.sqr().unwrap().sum_all().unwrap());
-    let stores = [plain.backward().unwrap(), plain.backward().unwrap(), recomputed.backward().unwrap()];
-    for var in layer.vars.iter().chain([&x]) {
-        let [first, second, again] = stores.each_ref().map(|store| flat(store.get(var).expect("every variable has a gradient")));
-        assert_eq!(first, second);
-        assert_eq!(first, again);
-        assert!(first.iter().any(|&gradient| gradient != 0.0));
+    for (down, closing) in [(false, false), (false, true), (true, true)] {
+        let (layer, x) = (std::sync::Arc::new(Layer::new(down)), Var::from_tensor(&noise(&[1, 20, 32], 1)).unwrap());
+        let inner = layer.clone();
+        let recomputed =
+            ops::checkpoint(&[x.as_tensor()], None, move |x: &[Tensor], _: Option<&mut ChaCha8Rng>| inner.forward(&x[0], closing)).unwrap();
+        let plain = layer.forward(&x, false).unwrap();
+        assert_eq!(flat(&plain), flat(&recomputed));
+        let [plain, recomputed] = [plain, recomputed].map(|y| y.sqr().unwrap().sum_all().unwrap());
+        let stores = [plain.backward().unwrap(), plain.backward().unwrap(), recomputed.backward().unwrap()];
+        for var in layer.vars.iter().chain([&x]) {
+            let [first, second, again] = stores.each_ref().map(|store| flat(store.get(var).expect("every variable has a gradient")));
+            assert_eq!(first, second);
+            assert_eq!(first, again);
+            assert!(first.iter().any(|&gradient| gradient != 0.0));
+        }
+        assert!(stores[0].get(&layer.norm).is_none(), "the norm is frozen");
     }
-    assert!(stores[0].get(&layer.norm).is_none(), "the norm is frozen");
 }

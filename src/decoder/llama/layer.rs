@@ -57,7 +57,7 @@ impl Layer {
         (first, mut dropout): (usize, Option<&mut ChaCha8Rng>),
     ) -> Result<Tensor> {
         let x = self.attend(x, config, tables, key_mask, dropout.as_deref_mut())?;
-        self.feed_forward(&x, config, (first, dropout))
+        self.feed_forward(&x, config, (first, dropout), false)
     }
 
     /// x and what attention adds to it.
@@ -84,17 +84,19 @@ impl Layer {
         Ok((x + project(O, &mixed)?)?)
     }
 
-    /// x and what the feed-forward block adds to it, of the positions from `first` on.
+    /// x and what the feed-forward block adds to it, of the positions from `first` on. `closing`: whether a checkpointed block ends with it.
     pub(super) fn feed_forward(
         &self,
         x: &Tensor,
         config: &LlamaConfig,
         (first, mut dropout): (usize, Option<&mut ChaCha8Rng>),
+        closing: bool,
     ) -> Result<Tensor> {
         let x = &from(x, 1, first)?;
         if self.feeds_in_place() {
             let projections = self.in_place([GATE, UP, DOWN], x, dropout);
-            return Ok(ops::gated_feed_forward(x, &self.post_norm, config.rms_norm_eps, projections)?);
+            let apply = if closing { ops::closing_feed_forward } else { ops::gated_feed_forward };
+            return Ok(apply(x, &self.post_norm, config.rms_norm_eps, projections)?);
         }
         let mut project = |which: usize, x: &Tensor| self.projections[which].forward(x, dropout.as_deref_mut());
         let normed = ops::rms_norm(x, &self.post_norm, config.rms_norm_eps)?;

@@ -156,14 +156,14 @@ impl Llama {
         let (cos, sin) = (tables.0.clone(), tables.1.clone());
         let block = move |x: &[Tensor], mut dropout: Option<&mut ChaCha8Rng>| {
             let x = inner.attend(&x[0], &config, (&cos, &sin), key_mask.as_ref(), dropout.as_deref_mut())?;
-            if fused { Ok(x) } else { inner.feed_forward(&x, &config, (first, dropout)) }
+            if fused { Ok(x) } else { inner.feed_forward(&x, &config, (first, dropout), true) }
         };
         match self.recompute {
             true => ops::checkpoint(&[x], dropout, block),
             false => {
                 let x = ops::checkpoint_keeping_products(&[x], dropout.as_deref_mut(), block)?;
                 // it keeps what it needs by itself
-                if fused { layer.feed_forward(&x, &self.config, (first, dropout)) } else { Ok(x) }
+                if fused { layer.feed_forward(&x, &self.config, (first, dropout), false) } else { Ok(x) }
             }
         }
     }
