@@ -93,7 +93,7 @@ mod tests {
             let turned: Vec<f32> = (0..k * m).map(|at| a[at % m * k + at / m]).collect();
             for left in [Left { values: &a, row: k, column: 1, size: (m, k) }, Left { values: &turned, row: 1, column: m, size: (m, k) }] {
                 let mut outs = [vec![1.0; m * n], vec![1.0; m * n]];
-                add_product(&mut outs[0], left, &SmallRight::Values(&b), n, n);
+                add_product(&mut outs[0], left, &SmallRight::Values(b.as_slice().into()), n, n);
                 add_product_plain(&mut outs[1], left, &b, n, n);
                 assert_eq!(outs, [expected.clone(), expected.clone()]);
                 if multiplies_pairs() {

@@ -133,7 +133,7 @@ impl Problem<'_> {
     /// The packed rows (count, D) as a right factor of as many rows.
     fn right<'a>(&self, packed: &'a [f32], count: usize) -> SmallRight<'a> {
         let width = padded(self.d);
-        if self.pairs { SmallRight::paired((packed, width), (count, width), width) } else { SmallRight::Values(packed) }
+        if self.pairs { SmallRight::paired((packed, width), (count, width), width) } else { SmallRight::Values(packed.into()) }
     }
 
     /// Writes a block's probabilities to `p`, (rows, padded M); q is packed, bias (L, M).

@@ -16,6 +16,7 @@ use crate::simd::vectorised;
 /// Values that are asked for ahead of those that are turned.
 #[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 256;
+
 /// Lanes that are turned at once.
 pub const LANES: usize = 16;
 

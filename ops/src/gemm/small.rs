@@ -1,5 +1,6 @@
 //! Products on one core of factors that fit the second-level cache, for use inside a piece of work.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 
 use super::pack::{Kind, LANES, Words, aligned, as_words, pack_tile, turn};
@@ -12,26 +13,25 @@ pub fn multiplies_pairs() -> bool {
 }
 
 fn of_pairs() -> Words {
+    assert!(multiplies_pairs(), "pairs need a processor that multiplies them");
     Words { kind: Kind::Pair, level: Level::best() }
 }
 
 /// The right factor (k, n).
 pub enum SmallRight<'a> {
-    /// As it is.
-    Values(&'a [f32]),
-    /// Turned to it.
-    Turned(Vec<f32>),
+    /// f32.
+    Values(Cow<'a, [f32]>),
     /// Two neighbours on the inner axis in a word, rounded to bf16.
     Pairs(Vec<u32>),
 }
 
 impl SmallRight<'_> {
-    /// The rows (n, k), `stride` apart, as (k, n), where n takes `width`; in pairs where [`multiplies_pairs`] allows it.
+    /// The rows (n, k), `stride` apart, as (k, n), where n takes `width`; in pairs only where [`multiplies_pairs`].
     pub fn turned((values, stride): (&[f32], usize), (n, k): (usize, usize), width: usize, pairs: bool) -> Self {
         if !pairs {
             let mut turned = vec![0.0; k * width];
             turn((values, stride), (n, k), width, &mut turned);
-            return SmallRight::Turned(turned);
+            return SmallRight::Values(turned.into());
         }
         let mut words = vec![0; k.div_ceil(2) * width];
         for first in (0..n).step_by(LANES) {
@@ -40,7 +40,7 @@ impl SmallRight<'_> {
         SmallRight::Pairs(words)
     }
 
-    /// The rows (k, n), `stride` apart, in pairs, where n takes `width`.
+    /// The rows (k, n), `stride` apart, in pairs, where n takes `width`: only where [`multiplies_pairs`].
     pub fn paired((values, stride): (&[f32], usize), (k, n): (usize, usize), width: usize) -> Self {
         let mut words = vec![0; k.div_ceil(2) * width];
         of_pairs().rows_of(values, stride, (n, k), width, &mut words);
@@ -50,7 +50,6 @@ impl SmallRight<'_> {
     fn words(&self) -> (&[u32], Kind) {
         match self {
             SmallRight::Values(values) => (as_words(values), Kind::Value),
-            SmallRight::Turned(values) => (as_words(values), Kind::Value),
             SmallRight::Pairs(words) => (words, Kind::Pair),
         }
     }
@@ -59,7 +58,6 @@ impl SmallRight<'_> {
     pub fn values(&self) -> Option<&[f32]> {
         match self {
             SmallRight::Values(values) => Some(values),
-            SmallRight::Turned(values) => Some(values),
             SmallRight::Pairs(_) => None,
         }
     }
