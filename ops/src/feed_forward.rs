@@ -103,8 +103,14 @@ impl FeedForward {
             return Ok((inner.map(kept::Values::widened), thin));
         }
         let (inner, _, thin) = self.inner(x)?;
-        let of_output = self.output()?.thin(&activated(inner[0].clone(), &inner[1]))?;
+        let of_output = self.thin_of_output(&inner)?;
         Ok((inner, [thin, of_output]))
+    }
+
+    /// What the adapter of down needs, without its product.
+    fn thin_of_output(&self, [gate, up]: &[Vec<f32>; 2]) -> Result<Thin> {
+        let output = self.output()?;
+        if output.is_adapted() { output.thin(&activated(gate.clone(), up)) } else { Ok(Thin::new()) }
     }
 }
 
@@ -124,12 +130,13 @@ impl CustomOp2 for FeedForward {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = values(x, layout)?;
-        let ([gate, up], kept, thin) = self.inner(x)?;
-        let (output, mut y) = (self.output()?, x.to_vec());
-        let of_output = match self.closing && kept::runs_again() {
-            false => output.add_forward(&activated(gate, &up), [&mut y])?,
-            true if output.is_adapted() => output.thin(&activated(gate, &up))?,
-            true => Thin::new(),
+        let (inner, kept, thin) = self.inner(x)?;
+        let mut y = x.to_vec();
+        let of_output = if self.closing && kept::runs_again() {
+            self.thin_of_output(&inner)?
+        } else {
+            let [gate, up] = inner;
+            self.output()?.add_forward(&activated(gate, &up), [&mut y])?
         };
         if let [Some(gate), Some(up)] = kept {
             *self.kept.lock().expect("no holder of the lock panics") = Some(Kept { inner: [gate, up], thin: [thin, of_output] });

@@ -91,22 +91,6 @@ impl Words {
         }
     }
 
-    /// Makes one word a lane of two neighbours on the inner axis (or of `first` alone).
-    pub fn across(self, first: &[f32], second: &[f32], words: &mut [u32]) {
-        if self.kind == Kind::Pair {
-            #[cfg(target_arch = "x86_64")]
-            if self.level == Level::Avx512Bf16 {
-                // SAFETY: the level has the features.
-                return unsafe { interleave(first, second, words) };
-            }
-            for (word, (&a, &b)) in words.iter_mut().zip(first.iter().zip(second)) {
-                *word = pair_of(a, b);
-            }
-        } else {
-            words.copy_from_slice(as_words(first));
-        }
-    }
-
     /// Turns `lanes` rows (at most [`LANES`]) of `count` words, `stride` apart, into columns: word p of row r goes to `p * width + r`.
     pub fn turn(self, rows: &[u32], stride: usize, (lanes, count): (usize, usize), width: usize, out: &mut [u32]) {
         if count == 0 || lanes == 0 {
@@ -157,7 +141,7 @@ impl Words {
         if count == 0 || lanes == 0 {
             return;
         }
-        let (pairs, length) = (self.kind == Kind::Pair, self.of_left(count));
+        let length = self.of_left(count);
         assert!(lanes <= width && values.len() >= (count - 1) * stride + lanes && out.len() >= (length - 1) * width + lanes);
         #[cfg(target_arch = "x86_64")]
         match (self.kind, self.level) {
@@ -166,24 +150,17 @@ impl Words {
             (Kind::Pair, Level::Avx512Bf16) => return unsafe { interleaved(values, stride, (lanes, count), width, out) },
             _ => {}
         }
-        for (word, p) in out.chunks_mut(width).zip((0..count).step_by(if pairs { 2 } else { 1 })) {
-            let first = &values[p * stride..][..lanes];
-            match values.get((p + 1) * stride..).filter(|_| pairs && p + 1 < count) {
-                Some(second) => self.across(first, &second[..lanes], &mut word[..lanes]),
-                None if pairs => word.iter_mut().zip(first).for_each(|(word, &value)| *word = pair_of(value, 0.0)),
-                None => word[..lanes].copy_from_slice(as_words(first)),
-            }
+        assert!(self.kind == Kind::Value, "there are pairs only where the processor multiplies them");
+        for (p, word) in out.chunks_mut(width).take(count).enumerate() {
+            word[..lanes].copy_from_slice(as_words(&values[p * stride..][..lanes]));
         }
     }
 }
 
-/// Rows (count, d), `stride` apart, as columns: value p of row r goes to `p * width + r`.
-pub fn turn((values, stride): (&[f32], usize), (count, d): (usize, usize), width: usize, out: &mut [f32]) {
-    let (words, level) = (as_words(values), Level::best());
+/// Rows (count, d), `stride` apart, as columns of words: word p of row r goes to `p * width + r`.
+pub fn turn(words: Words, (values, stride): (&[f32], usize), (count, d): (usize, usize), width: usize, out: &mut [u32]) {
     for first in (0..count).step_by(LANES) {
-        let lanes = LANES.min(count - first);
-        let out = words_of(&mut out[first..]);
-        Words { kind: Kind::Value, level }.turn(&words[first * stride..], stride, (lanes, d), width, out);
+        words.columns_of(&values[first * stride..], stride, (LANES.min(count - first), d), width, &mut out[first..]);
     }
 }
 
@@ -194,7 +171,7 @@ pub fn as_words(values: &[f32]) -> &[u32] {
 }
 
 /// As [`as_words`], to write to.
-fn words_of(values: &mut [f32]) -> &mut [u32] {
+pub fn words_of(values: &mut [f32]) -> &mut [u32] {
     // SAFETY: as for [`as_words`].
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), values.len()) }
 }
@@ -366,25 +343,6 @@ unsafe fn interleaved(values: &[f32], stride: usize, (lanes, count): (usize, usi
                 let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(two, one));
                 _mm512_mask_storeu_epi32(out.wrapping_add(p / 2 * width).cast(), mask, _mm512_permutexvar_epi16(order, both));
             }
-        }
-    }
-}
-
-/// A pair of bf16 of each value of `first` and its neighbour in `second`.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-unsafe fn interleave(first: &[f32], second: &[f32], words: &mut [u32]) {
-    let count = first.len().min(second.len()).min(words.len());
-    for start in (0..count).step_by(LANES) {
-        let mask = ((1u32 << (count - start).min(LANES)) - 1) as u16;
-        // SAFETY: masked to the slices' lengths.
-        unsafe {
-            let load = |x: &[f32]| {
-                let values = _mm512_maskz_loadu_ps(mask, x.as_ptr().wrapping_add(start));
-                _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(values)))
-            };
-            let pairs = _mm512_or_si512(load(first), _mm512_slli_epi32::<16>(load(second)));
-            _mm512_mask_storeu_epi32(words.as_mut_ptr().wrapping_add(start).cast(), mask, pairs);
         }
     }
 }

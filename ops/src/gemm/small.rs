@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::cell::Cell;
 
-use super::pack::{Kind, LANES, Words, aligned, as_words, pack_tile, turn};
+use super::pack::{Kind, Words, aligned, as_words, pack_tile, turn, words_of};
 use super::tile::{Level, Place, Strip, WIDTH, multiply};
 use super::{Added, Left};
 
@@ -30,13 +30,11 @@ impl SmallRight<'_> {
     pub fn turned((values, stride): (&[f32], usize), (n, k): (usize, usize), width: usize, pairs: bool) -> Self {
         if !pairs {
             let mut turned = vec![0.0; k * width];
-            turn((values, stride), (n, k), width, &mut turned);
+            turn(Words { kind: Kind::Value, level: Level::best() }, (values, stride), (n, k), width, words_of(&mut turned));
             return SmallRight::Values(turned.into());
         }
         let mut words = vec![0; k.div_ceil(2) * width];
-        for first in (0..n).step_by(LANES) {
-            of_pairs().columns_of(&values[first * stride..], stride, (LANES.min(n - first), k), width, &mut words[first..]);
-        }
+        turn(of_pairs(), (values, stride), (n, k), width, &mut words);
         SmallRight::Pairs(words)
     }
 

@@ -125,12 +125,10 @@ impl Factor<'_> {
 
     /// Writes a word of each of the columns: row `p`, and in a pair its neighbour, if there is one.
     fn read_across(&self, (first, columns): (usize, usize), (p, second): (usize, Option<usize>), values: &mut [f32], out: &mut [u32]) {
-        let (one, two) = values.split_at_mut(out.len());
-        self.right.format.read(self.right.row(p), first, &mut one[..columns]);
-        match second.filter(|_| self.words.kind == Kind::Pair) {
-            Some(second) => self.right.format.read(self.right.row(second), first, &mut two[..columns]),
-            None => two.fill(0.0),
+        let (width, second) = (out.len(), second.filter(|_| self.words.kind == Kind::Pair));
+        for (row, values) in [Some(p), second].into_iter().flatten().zip(values.chunks_exact_mut(width)) {
+            self.right.format.read(self.right.row(row), first, &mut values[..columns]);
         }
-        self.words.across(one, two, out);
+        self.words.rows_of(values, width, (width, 1 + usize::from(second.is_some())), width, out);
     }
 }
