@@ -4,13 +4,25 @@
 //! The block's backward pass runs the block again and takes all gradients, which go to their tensors by a string of knots ([`crate::knots`]).
 
 use std::fmt::Display;
+use std::iter::once;
 use std::sync::Mutex;
 
 use candle_core::backend::{BackendDevice, BackendStorage};
-use candle_core::{CpuStorage, CudaStorage, CustomOp1, Error, Layout, Result, Shape, Storage, Tensor, Var, bail};
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, Device, Error, Layout, Result, Shape, Storage, Tensor, Var, bail};
 
-use crate::kept::Kept;
+use crate::cpu::{Values, fused};
+use crate::kept::{self, Kept};
 use crate::knots::{Gradients, tie, zero};
+
+/// How the inputs of layers are kept for their second run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Inputs {
+    /// As they are: all gradients are the bits that they are without a second run.
+    Exact,
+    /// f32 in the host's memory in half of its bytes: integers of 16 bits, a scale for each 64 values. Values stand some 1e-5 of their size from what
+    /// the first run saw, gradients as little from its own: for layers whose products are coarser by far.
+    Rounded,
+}
 
 /// `block(inputs, rng)` with nothing of its inside kept: the backward pass runs it once more. Inputs and output of any shape.
 ///
@@ -23,9 +35,20 @@ where
     E: From<Error> + Display + Send + Sync + 'static,
     F: Fn(&[Tensor], Option<&mut R>) -> std::result::Result<Tensor, E> + Send + Sync + 'static,
 {
-    let start = rng.as_deref().cloned();
-    let (y, kept) = Kept::nothing(|| block(&detached(inputs), rng));
-    attach(inputs, y?, kept, move |leaves| block(leaves, start.clone().as_mut()).map_err(Error::wrap))
+    attach(inputs, rng, vec![block], |block, inputs, rng| Kept::nothing(|| block(inputs, rng)), Inputs::Exact)
+}
+
+/// [`checkpoint`] of layers one after the other: the first of the inputs is the first layer's, what a layer gives the next one's, all others go to each.
+///
+/// The layers are one operation, which gives up what it keeps of them from the last to the first: at no time it holds the inputs of all and the
+/// gradients of all.
+pub fn checkpoint_layers<R, E, F>(inputs: &[&Tensor], rng: Option<&mut R>, layers: Vec<F>, keep: Inputs) -> std::result::Result<Tensor, E>
+where
+    R: Clone + Send + Sync + 'static,
+    E: From<Error> + Display + Send + Sync + 'static,
+    F: Fn(&[Tensor], Option<&mut R>) -> std::result::Result<Tensor, E> + Send + Sync + 'static,
+{
+    attach(inputs, rng, layers, |layer, inputs, rng| Kept::nothing(|| layer(inputs, rng)), keep)
 }
 
 /// As [`checkpoint`], but what products with a frozen [`crate::Matrix`] and attention give is kept, in bf16 where the matrix multiplies so:
@@ -36,31 +59,107 @@ where
     E: From<Error> + Display + Send + Sync + 'static,
     F: Fn(&[Tensor], Option<&mut R>) -> std::result::Result<Tensor, E> + Send + Sync + 'static,
 {
-    let start = rng.as_deref().cloned();
-    let (y, kept) = Kept::fill(|| block(&detached(inputs), rng));
-    attach(inputs, y?, kept, move |leaves| block(leaves, start.clone().as_mut()).map_err(Error::wrap))
+    attach(inputs, rng, vec![block], |block, inputs, rng| Kept::fill(|| block(inputs, rng)), Inputs::Exact)
 }
 
-fn detached(inputs: &[&Tensor]) -> Vec<Tensor> {
-    inputs.iter().map(|input| input.detach()).collect()
-}
-
-/// Puts the block, whose first run gave `y`, into the graph.
-fn attach<E, F>(inputs: &[&Tensor], y: Tensor, kept: Kept, block: F) -> std::result::Result<Tensor, E>
+/// Runs the layers, each by `first`, and puts them into the graph.
+fn attach<R, E, F>(
+    inputs: &[&Tensor],
+    rng: Option<&mut R>,
+    layers: Vec<F>,
+    first: impl Fn(&F, &[Tensor], Option<&mut R>) -> (std::result::Result<Tensor, E>, Kept),
+    keep: Inputs,
+) -> std::result::Result<Tensor, E>
 where
-    E: From<Error>,
-    F: Fn(&[Tensor]) -> Result<Tensor> + Send + Sync + 'static,
+    R: Clone + Send + Sync + 'static,
+    E: From<Error> + Display + Send + Sync + 'static,
+    F: Fn(&[Tensor], Option<&mut R>) -> std::result::Result<Tensor, E> + Send + Sync + 'static,
 {
-    // nothing but variables starts a graph here, so that every one that the block uses is among its nodes
-    let weights = y.sorted_nodes().into_iter().filter(|node| node.is_variable()).cloned();
+    let start = rng.as_deref().cloned();
     let inputs: Vec<Tensor> = inputs.iter().map(|input| (*input).clone()).collect();
+    if inputs.is_empty() {
+        return Err(Error::Msg("checkpoint: a block has an input".to_string()).into());
+    }
+    let Ran { y, steps, weights } = run(&inputs, rng, &layers, first, keep)?;
     let tied: Vec<Tensor> = inputs.iter().filter(|input| input.track_op()).cloned().chain(weights).collect();
     if tied.is_empty() {
         return Ok(y);
     }
     let gradients = Gradients::default();
     let string = tie(&tied, &gradients)?;
-    Ok(string.apply_op1(Block { y: Mutex::new(Some(y.detach())), inputs, tied, kept, block, gradients })?)
+    let again = |layer: F| move |inputs: &[Tensor], rng: Option<&mut R>| layer(inputs, rng).map_err(Error::wrap);
+    let layers = layers.into_iter().map(again).collect();
+    Ok(string.apply_op1(Layers { y: Mutex::new(Some(y)), inputs, tied, layers, start, keep, steps: Mutex::new(steps), gradients })?)
+}
+
+/// What a layer's second run needs beside the inputs that go to all.
+struct Step<R> {
+    /// `None`: the first input of all.
+    input: Option<Input>,
+    rng: Option<R>,
+    kept: Kept,
+}
+
+/// What a layer gave the next one.
+enum Input {
+    Whole(Tensor),
+    Fine(kept::Fine, Shape),
+}
+
+impl Input {
+    /// `room`: where it is kept rounded.
+    fn of(x: Tensor, room: Option<kept::Fine>) -> Result<Self> {
+        let Some(room) = room.filter(|_| fused(&[&x])) else { return Ok(Input::Whole(x)) };
+        let x = x.contiguous()?;
+        Ok(Input::Fine(room.hold(&Values::of(&x)?), x.shape().clone()))
+    }
+
+    /// The same as a leaf of a graph.
+    fn leaf(self) -> Result<Tensor> {
+        match self {
+            Input::Whole(x) => Ok(Var::from_tensor(&x)?.into_inner()),
+            Input::Fine(fine, shape) => Ok(Var::from_vec(fine.widened(), shape, &Device::Cpu)?.into_inner()),
+        }
+    }
+}
+
+/// What the first run of layers leaves.
+struct Ran<R> {
+    y: Tensor,
+    steps: Vec<Step<R>>,
+    /// The variables that the layers use.
+    weights: Vec<Tensor>,
+}
+
+/// Runs layers one after the other, each by `first`.
+fn run<R: Clone, E: From<Error>, F>(
+    inputs: &[Tensor],
+    mut rng: Option<&mut R>,
+    layers: &[F],
+    first: impl Fn(&F, &[Tensor], Option<&mut R>) -> (std::result::Result<Tensor, E>, Kept),
+    keep: Inputs,
+) -> std::result::Result<Ran<R>, E> {
+    let (mut inputs, mut steps, mut weights): (Vec<Tensor>, _, Vec<Tensor>) =
+        (inputs.iter().map(Tensor::detach).collect(), Vec::new(), Vec::new());
+    // all at once, before the layers leave the heap in pieces
+    let room = |_: &F| kept::Fine::room(inputs[0].elem_count());
+    let mut rooms: Vec<kept::Fine> =
+        if keep == Inputs::Rounded && fused(&[&inputs[0]]) { layers.iter().skip(1).map(room).collect() } else { Vec::new() };
+    for (index, layer) in layers.iter().enumerate() {
+        let start = rng.as_deref().cloned();
+        let (y, kept) = first(layer, &inputs, rng.as_deref_mut());
+        let y = y?;
+        // nothing but variables starts a graph here, so that every one that the layer uses is among its nodes
+        for node in y.sorted_nodes() {
+            if node.is_variable() && weights.iter().all(|weight| weight.id() != node.id()) {
+                weights.push(node.clone());
+            }
+        }
+        let input = std::mem::replace(&mut inputs[0], y.detach());
+        let input = if index > 0 { Some(Input::of(input, rooms.pop())?) } else { None };
+        steps.push(Step { input, rng: start, kept });
+    }
+    Ok(Ran { y: inputs.swap_remove(0), steps, weights })
 }
 
 /// The values that `layout` shows of `storage`.
@@ -70,39 +169,64 @@ fn copied<S: BackendStorage<Device: BackendDevice<Storage = S>>>(storage: &S, la
     Ok((copy, layout.shape().clone()))
 }
 
-struct Block<F> {
+struct Layers<R, F> {
     /// The first run's output, until the graph has a copy.
     y: Mutex<Option<Tensor>>,
     inputs: Vec<Tensor>,
     /// The inputs that take gradients, then the variables.
     tied: Vec<Tensor>,
-    kept: Kept,
-    block: F,
+    layers: Vec<F>,
+    /// Where the generator stood before the first layer.
+    start: Option<R>,
+    keep: Inputs,
+    /// Until the backward pass takes them.
+    steps: Mutex<Vec<Step<R>>>,
     gradients: Gradients,
 }
 
-impl<F: Fn(&[Tensor]) -> Result<Tensor>> Block<F> {
+impl<R: Clone, F: Fn(&[Tensor], Option<&mut R>) -> Result<Tensor>> Layers<R, F> {
     fn output(&self) -> Tensor {
         self.y.lock().expect("no holder of the lock panics").take().expect("candle runs an operation once")
     }
 
-    /// Runs the block again on leaves of its own; the gradients of `tied` for the output's gradient.
+    /// What the first run left; of a backward pass after the first one it is made once more.
+    fn steps(&self) -> Result<Vec<Step<R>>> {
+        let steps = std::mem::take(&mut *self.steps.lock().expect("no holder of the lock panics"));
+        if !steps.is_empty() {
+            return Ok(steps);
+        }
+        let first = |layer: &F, inputs: &[Tensor], rng: Option<&mut R>| Kept::nothing(|| layer(inputs, rng));
+        Ok(run::<_, Error, _>(&self.inputs, self.start.clone().as_mut(), &self.layers, first, self.keep)?.steps)
+    }
+
+    /// Runs the layers again on leaves of their own, from the last one on; the gradients of `tied` for the output's gradient.
     fn backward(&self, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        let leaf = |input: &Tensor| if input.track_op() { Ok(Var::from_tensor(&input.detach())?.into_inner()) } else { Ok(input.clone()) };
-        let leaves: Vec<Tensor> = self.inputs.iter().map(leaf).collect::<Result<_>>()?;
-        let y = self.kept.replay(|| (self.block)(&leaves))?;
-        let mut store = y.apply_op1(Upstream(grad.clone()))?.backward()?;
-        let tracked: Vec<&Tensor> = leaves.iter().filter(|leaf| leaf.is_variable()).collect();
-        let weights = &self.tied[tracked.len()..];
-        // candle wants a gradient for each input, one that the block does not use included
-        let mut of_input = |leaf: &&Tensor| Ok(Some(store.remove(leaf).map_or_else(|| leaf.zeros_like(), Ok)?));
-        let mut gradients = tracked.iter().map(&mut of_input).collect::<Result<Vec<_>>>()?;
-        gradients.extend(weights.iter().map(|weight| store.remove(weight)));
-        Ok(gradients)
+        let leaf = |input: &Tensor| if input.track_op() { Input::Whole(input.detach()).leaf() } else { Ok(input.clone()) };
+        let beside: Vec<Tensor> = self.inputs.iter().skip(1).map(leaf).collect::<Result<_>>()?;
+        let weights = &self.tied[self.inputs.iter().filter(|input| input.track_op()).count()..];
+        let (mut of_beside, mut of_weights) = (vec![None; beside.len()], vec![None; weights.len()]);
+        let (mut grad, mut steps) = (Some(grad.clone()), self.steps()?);
+        while let Some(Step { input, mut rng, kept }) = steps.pop() {
+            let x = input.map_or_else(|| leaf(&self.inputs[0]), Input::leaf)?;
+            let leaves: Vec<Tensor> = once(&x).chain(&beside).cloned().collect();
+            let y = kept.replay(|| self.layers[steps.len()](&leaves, rng.as_mut()))?;
+            let upstream = grad.take().map_or_else(|| y.zeros_like(), Ok)?;
+            let mut store = y.apply_op1(Upstream(Mutex::new(Some(upstream))))?.backward()?;
+            grad = store.remove(&x);
+            for (sum, leaf) in of_beside.iter_mut().zip(&beside).chain(of_weights.iter_mut().zip(weights)) {
+                if let Some(own) = store.remove(leaf) {
+                    *sum = Some(sum.take().map_or_else(|| Ok(own.clone()), |sum: Tensor| sum + &own)?);
+                }
+            }
+        }
+        // candle wants a gradient for each input, one that no layer uses included
+        let of_inputs = once(grad).chain(of_beside).zip(&self.inputs).filter(|(_, input)| input.track_op());
+        let of_inputs = of_inputs.map(|(own, input)| own.map_or_else(|| input.zeros_like(), Ok).map(Some));
+        of_inputs.chain(of_weights.into_iter().map(Ok)).collect()
     }
 }
 
-impl<F: Fn(&[Tensor]) -> Result<Tensor>> CustomOp1 for Block<F> {
+impl<R: Clone + Send + Sync, F: Fn(&[Tensor], Option<&mut R>) -> Result<Tensor> + Send + Sync> CustomOp1 for Layers<R, F> {
     fn name(&self) -> &'static str {
         "checkpoint"
     }
@@ -127,8 +251,8 @@ impl<F: Fn(&[Tensor]) -> Result<Tensor>> CustomOp1 for Block<F> {
     }
 }
 
-/// A loss whose gradient is known beforehand.
-struct Upstream(Tensor);
+/// A loss whose gradient is known beforehand, and given up when it is asked for: candle makes its own of it.
+struct Upstream(Mutex<Option<Tensor>>);
 
 impl CustomOp1 for Upstream {
     fn name(&self) -> &'static str {
@@ -144,6 +268,6 @@ impl CustomOp1 for Upstream {
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(self.0.clone()))
+        Ok(self.0.lock().expect("no holder of the lock panics").take())
     }
 }

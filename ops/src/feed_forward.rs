@@ -6,7 +6,8 @@ use std::sync::Mutex;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 use crate::cpu::{PIECE, Values, for_pieces, for_pieces2, fused, values};
-use crate::kept::{self, rounded};
+use crate::gemm::Precision;
+use crate::kept::{nearest_bf16, rounded, runs_again};
 use crate::low_rank::{AdaptedMatrix, Group, Thin};
 use crate::residual::Residual;
 use crate::simd::{sigmoid, vectorised};
@@ -21,7 +22,7 @@ pub fn gated_feed_forward(x: &Tensor, norm: &Tensor, eps: f64, projections: [Ada
 }
 
 /// As [`gated_feed_forward`], for the last operation of a block of [`crate::checkpoint`]: when the block is run again for its gradient, nobody looks
-/// at what comes out, and the product with down, a fifth of a layer's, is not made.
+/// at what comes out. The product with down, a fifth of a layer's, is not made then, and the tensor that comes out holds nothing: to read it panics.
 pub fn closing_feed_forward(x: &Tensor, norm: &Tensor, eps: f64, projections: [AdaptedMatrix; 3]) -> Result<Tensor> {
     feed_forward(x, norm, eps, projections, true)
 }
@@ -42,6 +43,19 @@ fn feed_forward(x: &Tensor, norm: &Tensor, eps: f64, projections: [AdaptedMatrix
     x.contiguous()?.apply_op2(&string, FeedForward { residual, projections, closing, kept: Mutex::new(None) })
 }
 
+/// The gradients of gate and up, for the gradient g of silu(gate) * up.
+#[inline(always)]
+fn gradient(gate: f32, up: f32, g: f32) -> (f32, f32) {
+    let s = sigmoid(gate);
+    (g * up * s * (1.0 + gate * (1.0 - s)), g * gate * s)
+}
+
+/// Gate and up of a pair.
+#[inline(always)]
+fn apart(pair: f32) -> (f32, f32) {
+    (f32::from_bits(pair.to_bits() << 16), f32::from_bits(pair.to_bits() & 0xffff_0000))
+}
+
 vectorised! {
     /// silu(gate) * up, in the place of gate.
     fn activate(gate: &mut [f32], up: &[f32]) {
@@ -53,10 +67,93 @@ vectorised! {
     /// The gradients of gate and up in their places.
     fn gradients(gate: &mut [f32], up: &mut [f32], grad: &[f32]) {
         for ((gate, up), &g) in gate.iter_mut().zip(up).zip(grad) {
-            let s = sigmoid(*gate);
-            let dgate = g * *up * s * (1.0 + *gate * (1.0 - s));
-            *up = g * *gate * s;
-            *gate = dgate;
+            (*gate, *up) = gradient(*gate, *up, g);
+        }
+    }
+
+    /// Rounds gate and up to bf16 and puts them together in gate's place.
+    fn pair(gate: &mut [f32], up: &[f32]) {
+        for (gate, &up) in gate.iter_mut().zip(up) {
+            *gate = f32::from_bits(nearest_bf16(*gate) >> 16 | nearest_bf16(up));
+        }
+    }
+
+    /// As [`activate`], of pairs.
+    fn activate_pairs(pairs: &[f32], out: &mut [f32]) {
+        for (&pair, out) in pairs.iter().zip(out) {
+            let (gate, up) = apart(pair);
+            *out = gate * sigmoid(gate) * up;
+        }
+    }
+
+    /// As [`gradients`], that of gate in the place of the pair, that of up in the place of the gradient.
+    fn gradients_of_pairs(pairs: &mut [f32], grad: &mut [f32]) {
+        for (pair, grad) in pairs.iter_mut().zip(grad) {
+            let (gate, up) = apart(*pair);
+            (*pair, *grad) = gradient(gate, up, *grad);
+        }
+    }
+}
+
+/// What gate and up gave.
+enum Inner {
+    /// As it was.
+    Whole([Vec<f32>; 2]),
+    /// Both in bf16, the bits of gate's value and of up's in a word: their gradients take no more room than they and the gradient that comes.
+    Pairs(Vec<f32>),
+}
+
+impl Inner {
+    /// What is kept of gate and up, rounded, and room for as many values as each has, where there is some left.
+    fn of([mut gate, mut up]: [Vec<f32>; 2], precision: [Precision; 2]) -> (Inner, Vec<f32>) {
+        if precision == [Precision::Bf16; 2] {
+            for_pieces(&mut gate, PIECE, |i, gate| pair(gate, &up[i * PIECE..]));
+            return (Inner::Pairs(gate), up);
+        }
+        let [of_gate, of_up] = precision;
+        rounded(of_gate, &mut gate, false);
+        rounded(of_up, &mut up, false);
+        (Inner::Whole([gate, up]), Vec::new())
+    }
+
+    /// silu(gate) * up, in `room` if there is as much.
+    fn activated(&self, mut room: Vec<f32>) -> Vec<f32> {
+        match self {
+            Inner::Whole([gate, up]) => {
+                room.clear();
+                room.extend_from_slice(gate);
+                for_pieces(&mut room, PIECE, |i, gate| activate(gate, &up[i * PIECE..]));
+            }
+            Inner::Pairs(pairs) => {
+                room.resize(pairs.len(), 0.0);
+                for_pieces(&mut room, PIECE, |i, out| activate_pairs(&pairs[i * PIECE..], out));
+            }
+        }
+        room
+    }
+
+    /// The same of what is not kept.
+    fn into_activated(self, room: Vec<f32>) -> Vec<f32> {
+        match self {
+            Inner::Whole([mut gate, up]) => {
+                for_pieces(&mut gate, PIECE, |i, gate| activate(gate, &up[i * PIECE..]));
+                gate
+            }
+            pairs => pairs.activated(room),
+        }
+    }
+
+    /// The gradients of gate and up, for that of silu(gate) * up.
+    fn gradients(self, mut grad: Vec<f32>) -> [Vec<f32>; 2] {
+        match self {
+            Inner::Whole([mut gate, mut up]) => {
+                for_pieces2((&mut gate, PIECE), (&mut up, PIECE), |i, gate, up| gradients(gate, up, &grad[i * PIECE..]));
+                [gate, up]
+            }
+            Inner::Pairs(mut pairs) => {
+                for_pieces2((&mut pairs, PIECE), (&mut grad, PIECE), |_, pairs, grad| gradients_of_pairs(pairs, grad));
+                [pairs, grad]
+            }
         }
     }
 }
@@ -73,8 +170,7 @@ struct FeedForward {
 
 /// What a forward pass leaves.
 struct Kept {
-    /// What gate and up gave.
-    inner: [kept::Values; 2],
+    inner: Inner,
     thin: [Thin; 2],
 }
 
@@ -88,39 +184,34 @@ impl FeedForward {
         Group::of([&self.projections[2]])
     }
 
-    /// What gate and up give, rounded as it is kept, the kept of it where it is wanted, and what the adapters need.
-    fn inner(&self, x: &[f32]) -> Result<Inner> {
-        let ([mut gate, mut up], thin) = self.inputs()?.forward(&self.residual.normed(x)?)?;
+    /// What gate and up give, room for as many values, and what the adapters need.
+    fn inner(&self, x: &[f32]) -> Result<(Inner, Vec<f32>, Thin)> {
+        let (inner, thin) = self.inputs()?.forward(&self.residual.normed(x)?)?;
         let [of_gate, of_up, _] = self.projections.each_ref().map(|own| own.matrix.precision());
-        let kept = [rounded(of_gate, &mut gate, self.residual.keep), rounded(of_up, &mut up, self.residual.keep)];
-        Ok(([gate, up], kept, thin))
+        let (inner, room) = Inner::of(inner, [of_gate, of_up]);
+        Ok((inner, room, thin))
+    }
+
+    fn keep(&self, inner: Inner, thin: [Thin; 2]) {
+        *self.kept.lock().expect("no holder of the lock panics") = Some(Kept { inner, thin });
     }
 
     /// Gate, up and the adapters' thin products as the forward pass had them.
-    fn kept(&self, x: &[f32]) -> Result<([Vec<f32>; 2], [Thin; 2])> {
+    fn kept(&self, x: &[f32]) -> Result<Kept> {
         let taken = self.kept.lock().expect("no holder of the lock panics").take();
-        if let Some(Kept { inner, thin }) = taken {
-            return Ok((inner.map(kept::Values::widened), thin));
+        if let Some(kept) = taken {
+            return Ok(kept);
         }
-        let (inner, _, thin) = self.inner(x)?;
-        let of_output = self.thin_of_output(&inner)?;
-        Ok((inner, [thin, of_output]))
+        let (inner, room, thin) = self.inner(x)?;
+        let of_output = self.thin_of_output(&inner, room)?;
+        Ok(Kept { inner, thin: [thin, of_output] })
     }
 
     /// What the adapter of down needs, without its product.
-    fn thin_of_output(&self, [gate, up]: &[Vec<f32>; 2]) -> Result<Thin> {
+    fn thin_of_output(&self, inner: &Inner, room: Vec<f32>) -> Result<Thin> {
         let output = self.output()?;
-        if output.is_adapted() { output.thin(&activated(gate.clone(), up)) } else { Ok(Thin::new()) }
+        if output.is_adapted() { output.thin(&inner.activated(room)) } else { Ok(Thin::new()) }
     }
-}
-
-/// Gate and up, what is kept of them, thin products.
-type Inner = ([Vec<f32>; 2], [Option<kept::Values>; 2], Thin);
-
-/// silu(gate) * up.
-fn activated(mut gate: Vec<f32>, up: &[f32]) -> Vec<f32> {
-    for_pieces(&mut gate, PIECE, |i, gate| activate(gate, &up[i * PIECE..]));
-    gate
 }
 
 impl CustomOp2 for FeedForward {
@@ -130,16 +221,18 @@ impl CustomOp2 for FeedForward {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = values(x, layout)?;
-        let (inner, kept, thin) = self.inner(x)?;
+        let (inner, room, thin) = self.inner(x)?;
+        if self.closing && runs_again() {
+            let of_output = self.thin_of_output(&inner, room)?;
+            self.keep(inner, [thin, of_output]);
+            return Ok((CpuStorage::F32(Vec::new()), layout.shape().clone()));
+        }
         let mut y = x.to_vec();
-        let of_output = if self.closing && kept::runs_again() {
-            self.thin_of_output(&inner)?
+        if self.residual.keep {
+            let of_output = self.output()?.add_forward(&inner.activated(room), [&mut y])?;
+            self.keep(inner, [thin, of_output]);
         } else {
-            let [gate, up] = inner;
-            self.output()?.add_forward(&activated(gate, &up), [&mut y])?
-        };
-        if let [Some(gate), Some(up)] = kept {
-            *self.kept.lock().expect("no holder of the lock panics") = Some(Kept { inner: [gate, up], thin: [thin, of_output] });
+            self.output()?.add_forward(&inner.into_activated(room), [&mut y])?;
         }
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
@@ -147,12 +240,12 @@ impl CustomOp2 for FeedForward {
     fn bwd(&self, x: &Tensor, string: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
         let grad = Values::of(&grad)?;
-        let ([mut gate, mut up], thin) = self.kept(&Values::of(x)?)?;
+        let Kept { inner, thin } = self.kept(&Values::of(x)?)?;
         let (inputs, output) = (self.inputs()?, self.output()?);
-        let hidden = if output.is_adapted() { activated(gate.clone(), &up) } else { Vec::new() };
+        let hidden = if output.is_adapted() { inner.activated(Vec::new()) } else { Vec::new() };
         let (d_hidden, of_output) = output.backward(&hidden, &thin[1], [&grad])?;
-        for_pieces2((&mut gate, PIECE), (&mut up, PIECE), |i, gate, up| gradients(gate, up, &d_hidden[i * PIECE..]));
-        drop((hidden, d_hidden));
-        self.residual.backward((x, string, &grad), (&inputs, &thin[0]), [&gate, &up], of_output)
+        drop(hidden);
+        let [d_gate, d_up] = inner.gradients(d_hidden);
+        self.residual.backward((x, string, &grad), (&inputs, &thin[0]), [&d_gate, &d_up], of_output)
     }
 }

@@ -5,16 +5,17 @@
 //! Where a run stands is the thread's own state: a product is reached through modules that know nothing of it.
 
 use std::cell::RefCell;
+use std::mem::MaybeUninit;
 use std::sync::Mutex;
 use std::vec::IntoIter;
 
 use candle_core::Result;
 use rayon::prelude::*;
 
-use crate::cpu::{PIECE, cleared, made_in_pieces, written};
+use crate::cpu::{PIECE, cleared, made_in_pieces, written, written_in};
 use crate::gemm::Precision;
 use crate::matrix::widen;
-use crate::simd::vectorised;
+use crate::simd::{MAGIC, largest_magnitude, vectorised};
 
 /// One operation's result: f32, or bits of bf16.
 pub enum Values {
@@ -140,6 +141,70 @@ impl Values {
     }
 }
 
+/// f32 in integers of 16 bits, a scale for each [`Fine::BLOCK`] values: a value stands at most a 65,534th of its block's largest from where it was.
+pub struct Fine {
+    words: Vec<i16>,
+    scales: Vec<f32>,
+}
+
+impl Fine {
+    const BLOCK: usize = 64;
+
+    /// Room for so many values, and none yet.
+    pub fn room(count: usize) -> Self {
+        Fine { words: Vec::with_capacity(count), scales: Vec::with_capacity(count.div_ceil(Self::BLOCK)) }
+    }
+
+    /// `values`, rounded, in this room.
+    pub fn hold(self, values: &[f32]) -> Self {
+        let (words, mut scales) = (self.words, self.scales);
+        let round = |((words, scales), values): ((&mut [MaybeUninit<i16>], &mut [MaybeUninit<f32>]), &[f32])| {
+            round_finely(values, cleared(words), cleared(scales));
+        };
+        // SAFETY: the pieces, which are whole blocks but for the last one's, are all there is of both.
+        let words = unsafe {
+            written_in(words, values.len(), |words| {
+                scales = written_in(std::mem::take(&mut scales), values.len().div_ceil(Self::BLOCK), |scales| {
+                    words
+                        .par_chunks_mut(PIECE)
+                        .zip(scales.par_chunks_mut(PIECE / Self::BLOCK))
+                        .zip(values.par_chunks(PIECE))
+                        .for_each(round);
+                });
+            })
+        };
+        Fine { words, scales }
+    }
+
+    /// The values as they were rounded.
+    pub fn widened(&self) -> Vec<f32> {
+        made_in_pieces(self.words.len(), PIECE, |i, values| {
+            widen_finely(&self.words[i * PIECE..][..values.len()], &self.scales[i * PIECE / Self::BLOCK..], values);
+        })
+    }
+}
+
+vectorised! {
+    /// Blocks in integers up to 32,767. A value that is not finite makes its block NaN.
+    fn round_finely(values: &[f32], words: &mut [i16], scales: &mut [f32]) {
+        for ((values, words), scale) in values.chunks(Fine::BLOCK).zip(words.chunks_mut(Fine::BLOCK)).zip(scales) {
+            *scale = largest_magnitude(values) / 32_767.0;
+            let inverse = if *scale > 0.0 { 1.0 / *scale } else { 0.0 };
+            for (word, value) in words.iter_mut().zip(values) {
+                *word = (value * inverse + MAGIC).to_bits() as i16;
+            }
+        }
+    }
+
+    fn widen_finely(words: &[i16], scales: &[f32], values: &mut [f32]) {
+        for ((words, values), &scale) in words.chunks(Fine::BLOCK).zip(values.chunks_mut(Fine::BLOCK)).zip(scales) {
+            for (value, &word) in values.iter_mut().zip(words) {
+                *value = scale * f32::from(word);
+            }
+        }
+    }
+}
+
 /// Rounds `values` to bf16, whose bits it returns.
 fn narrowed(values: &mut [f32]) -> Vec<u16> {
     // SAFETY: every piece is cleared.
@@ -150,15 +215,20 @@ fn narrowed(values: &mut [f32]) -> Vec<u16> {
     }
 }
 
+/// The nearest bf16, even where two are as near, in f32's bits; NaN stays NaN.
+#[inline(always)]
+pub fn nearest_bf16(value: f32) -> u32 {
+    let bits = value.to_bits();
+    let nearest = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+    (if value.is_nan() { bits | 0x40_0000 } else { nearest }) & 0xffff_0000
+}
+
 vectorised! {
-    /// The nearest bf16, even where two are as near; NaN stays NaN.
     fn round(values: &mut [f32], out: &mut [u16]) {
         for (out, value) in out.iter_mut().zip(values) {
-            let bits = value.to_bits();
-            let nearest = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-            let nearest = if value.is_nan() { bits >> 16 | 0x40 } else { nearest };
-            *out = nearest as u16;
-            *value = f32::from_bits(nearest << 16);
+            let bits = nearest_bf16(*value);
+            *out = (bits >> 16) as u16;
+            *value = f32::from_bits(bits);
         }
     }
 }
@@ -178,6 +248,28 @@ mod tests {
             let expected = bf16::from_f32(*value).to_f32();
             assert!(found.to_bits() == expected.to_bits() || found.is_nan() && value.is_nan(), "{value}: {found} for {expected}");
             assert_eq!(found.to_bits(), widened.to_bits());
+        }
+    }
+
+    #[test]
+    fn finely_rounded_values_stand_half_a_step_of_their_block_from_where_they_were() {
+        let noise = |i: usize| ((i * 7919) % 2003) as f32 / 1001.5 - 1.0;
+        for count in [0, 1, 31, 32, 33, PIECE - 1, 3 * PIECE + 40] {
+            // blocks of very different sizes, one of zeros
+            let size = |i: usize| if i / Fine::BLOCK == 1 { 0.0 } else { 10f32.powi((i / Fine::BLOCK % 9) as i32 - 4) };
+            let values: Vec<f32> = (0..count).map(|i| size(i) * noise(i)).collect();
+            let widened = Fine::room(count / 2).hold(&values).widened();
+            assert_eq!(widened.len(), count);
+            for (block, found) in values.chunks(Fine::BLOCK).zip(widened.chunks(Fine::BLOCK)) {
+                let step = block.iter().fold(0f32, |a, b| a.max(b.abs())) / 32_767.0;
+                for (value, found) in block.iter().zip(found) {
+                    assert!((value - found).abs() <= 0.51 * step, "{value}: {found}, step {step}");
+                }
+            }
+        }
+        for broken in [f32::NAN, f32::INFINITY] {
+            let widened = Fine::room(3).hold(&[1.0, broken, 2.0]).widened();
+            assert!(!widened[1].is_finite(), "{broken}: {widened:?}");
         }
     }
 

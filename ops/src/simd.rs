@@ -39,10 +39,12 @@ pub(crate) use vectorised;
 
 const LANES: usize = 16;
 
+/// 1.5 * 2^23: adding it to less than 2^22 rounds to an integer, halves to even, in the low bits.
+pub const MAGIC: f32 = 12_582_912.0;
+
 /// e^x to 2e-7 relative; 0 below -87.3, where f32 leaves its normal range, and NaN for NaN.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
-    const MAGIC: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer in the low bits
     let clamped = if x > 88.37 { 88.37 } else { x };
     let clamped = if clamped < -87.3 { -87.3 } else { clamped };
     let shifted = clamped.mul_add(std::f32::consts::LOG2_E, MAGIC);
@@ -157,6 +159,17 @@ pub fn largest(x: &[f32]) -> f32 {
         }
     }
     lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a })
+}
+
+/// The largest magnitude; NaN where there is one, 0 for nothing.
+#[inline(always)]
+pub fn largest_magnitude(x: &[f32]) -> f32 {
+    // of the bits: in integers the compiler takes it in lanes, and NaN is larger than all
+    let mut largest = 0;
+    for x in x {
+        largest = (x.to_bits() & 0x7fff_ffff).max(largest);
+    }
+    f32::from_bits(largest)
 }
 
 /// Replaces x by e^(x - shift) and returns the sum.

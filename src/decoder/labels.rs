@@ -17,6 +17,12 @@ pub struct Labelled {
 }
 
 impl Labelled {
+    /// The first of the rows, where they follow one on another.
+    pub fn run(&self) -> Option<usize> {
+        let first = *self.rows.first()?;
+        self.rows.iter().zip(first..).all(|(row, place)| *row == place).then_some(first as usize)
+    }
+
     /// Rows and ids (n) u32, weights (n) f32 on `device`, with one upload.
     pub fn upload(&self, device: &Device) -> Result<[Tensor; 3]> {
         let count = self.rows.len();
@@ -44,6 +50,12 @@ pub fn labelled(targets: &[Vec<u32>], weights: &[Vec<f32>]) -> Result<Labelled> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn labelled_places_are_a_run_or_not() {
+        let run = |weights: &[f32]| labelled(&[vec![1; weights.len()]], &[weights.to_vec()]).unwrap().run();
+        assert_eq!([run(&[0.0, 1.0, 1.0]), run(&[0.5]), run(&[1.0, 0.0, 1.0])], [Some(1), Some(0), None]);
+    }
 
     #[test]
     fn what_is_labelled_goes_up_without_loss() {

@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{D, DType, Device, Tensor};
-use ctscribe_ops::{self as ops, Attention, ConvPadding, Precision, transfers};
+use ctscribe_ops::{self as ops, Attention, ConvPadding, Inputs, Precision, transfers};
 use rand_chacha::ChaCha8Rng;
 
 use crate::Result;
@@ -91,14 +91,14 @@ impl Transformer {
     /// x: (n, m, C) of a grid (B, T, Gh, Gw), bias: (heads, m, m) -> (n, m, C).
     pub fn forward(&self, x: &Tensor, grid: (usize, usize, usize, usize), bias: Option<&Tensor>) -> Result<Tensor> {
         let mut x = x.clone();
-        for layer in &self.layers {
-            x = if self.recompute {
-                let inputs: Vec<&Tensor> = [&x].into_iter().chain(bias).collect();
-                let layer = layer.clone();
-                ops::checkpoint(&inputs, None::<&mut ChaCha8Rng>, move |inputs, _| layer.forward(&inputs[0], grid, inputs.get(1)))?
-            } else {
-                layer.forward(&x, grid, bias)?
-            };
+        if self.recompute {
+            let inputs: Vec<&Tensor> = [&x].into_iter().chain(bias).collect();
+            let again = |layer: Layer| move |inputs: &[Tensor], _: Option<&mut ChaCha8Rng>| layer.forward(&inputs[0], grid, inputs.get(1));
+            x = ops::checkpoint_layers(&inputs, None, self.layers.iter().cloned().map(again).collect(), Inputs::Exact)?;
+        } else {
+            for layer in &self.layers {
+                x = layer.forward(&x, grid, bias)?;
+            }
         }
         self.norm_out.forward(&x)
     }

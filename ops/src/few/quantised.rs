@@ -3,7 +3,7 @@
 use super::ROWS;
 use crate::gemm::Right;
 use crate::matrix::{Format, SPAN};
-use crate::simd::vectorised;
+use crate::simd::{MAGIC, largest_magnitude, vectorised};
 
 /// Rows of x in 8 bits: `x = scale * q` in blocks as long as the matrix's own.
 pub struct Activations {
@@ -32,16 +32,9 @@ pub fn available() -> bool {
 vectorised! {
     /// Rounds blocks of x, a multiple of 16 values each, to 8 bits with a scale each.
     pub fn round_blocks(x: &[f32], block: usize, out: &mut [i8], scales: &mut [f32]) {
-        // adding it rounds to an integer in the low bits, halves to even
-        const MAGIC: f32 = 12_582_912.0;
         for (index, scale) in scales.iter_mut().enumerate() {
             let (x, out) = (&x[index * block..][..block], &mut out[index * block..][..block]);
-            // of the bits: in integers the compiler takes it in lanes, and NaN is larger than all
-            let mut largest = 0;
-            for x in x {
-                largest = (x.to_bits() & 0x7fff_ffff).max(largest);
-            }
-            *scale = f32::from_bits(largest) / 127.0;
+            *scale = largest_magnitude(x) / 127.0;
             let inverse = if *scale > 0.0 { 1.0 / *scale } else { 0.0 };
             for i in 0..block {
                 out[i] = (x[i] * inverse + MAGIC).to_bits() as i8;

@@ -17,7 +17,7 @@ use super::pack::{LANES, as_halves, turn_16};
 use super::tile::{Place, Strip, WIDTH, mask};
 use super::{Lines, Right};
 use crate::matrix::{Format, words};
-use crate::simd::vectorised;
+use crate::simd::{largest_magnitude, vectorised};
 
 /// Products that are summed in f16.
 const SUMMED: usize = 64;
@@ -32,25 +32,21 @@ pub fn all_small(bytes: &[u8], format: Format, columns: usize) -> bool {
     let small = |values: &mut Vec<f32>, row: &[u8]| {
         values.resize(columns, 0.0);
         format.read(row, 0, values);
-        largest_magnitude(values) < LIMIT
+        magnitude(values) < LIMIT
     };
     row_bytes == 0 || bytes.par_chunks_exact(row_bytes).map_init(Vec::new, |values, row| small(values, row)).all(|small| small)
 }
 
 vectorised! {
-    /// The largest magnitude, by bits: infinities and what is no number are larger than all else.
-    fn largest_magnitude(values: &[f32]) -> f32 {
-        let mut largest = 0;
-        for value in values {
-            largest = largest.max(value.to_bits() & 0x7fff_ffff);
-        }
-        f32::from_bits(largest)
+    /// [`largest_magnitude`] for callers outside vector code.
+    fn magnitude(values: &[f32]) -> f32 {
+        largest_magnitude(values)
     }
 }
 
 /// Words of a row of the left factor, and the one that undoes its scale.
 pub fn scaled(values: &[f32], words: &mut [u32]) {
-    let exponent = (largest_magnitude(values).to_bits() >> 23) as i32 - 127;
+    let exponent = (magnitude(values).to_bits() >> 23) as i32 - 127;
     // beside an infinity nothing is scaled, and it stays one
     let shift = if exponent > 127 { 0 } else { exponent.max(-100) - EXPONENT };
     let power = |exponent: i32| f32::from_bits(((exponent + 127) as u32) << 23);

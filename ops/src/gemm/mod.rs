@@ -53,7 +53,7 @@ const PIECES: usize = 2;
 const PART_ROWS: usize = 4096;
 
 /// Words of a packed left factor that a thread keeps for its next one: fresh ones would be cleared first.
-const LEFT_KEPT: usize = 2 << 20;
+const LEFT_KEPT: usize = 1 << 19;
 
 /// Products below this are not worth a second core.
 const PARALLEL_FROM: usize = 1 << 18;

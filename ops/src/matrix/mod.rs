@@ -270,6 +270,11 @@ impl Matrix {
         self.precision
     }
 
+    /// Whether products round what they multiply, as all but those in f32 do.
+    pub fn rounds(&self) -> bool {
+        self.precision != Precision::F32
+    }
+
     /// (out, in).
     pub fn size(&self) -> (usize, usize) {
         self.size
@@ -347,6 +352,13 @@ impl Matrix {
             out.par_chunks_exact_mut(width).zip(indices).with_min_len(16).for_each(work);
         }
         out
+    }
+
+    /// Says that the matrix is not read again soon: what a file holds of it may leave the process's memory until it is.
+    pub fn release(&self) {
+        if let Rows::Host { bytes, range, .. } = &self.rows {
+            bytes.release(range.clone());
+        }
     }
 
     /// The rows as the products read them.

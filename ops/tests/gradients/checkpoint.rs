@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Error, Result, Tensor, Var};
-use ctscribe_ops::{self as ops, Attention};
+use ctscribe_ops::{self as ops, Attention, Inputs};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -45,6 +45,18 @@ impl Layer {
     }
 }
 
+/// How the layers enter the graph.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Graph,
+    /// Each as a block of its own.
+    Checkpoints,
+    /// As one operation.
+    Layers(Inputs),
+}
+
+const EXACT: [Way; 2] = [Way::Checkpoints, Way::Layers(Inputs::Exact)];
+
 struct Stack {
     layers: Vec<Layer>,
     x: Var,
@@ -63,14 +75,20 @@ impl Stack {
     }
 
     /// The output, and the draw that comes next.
-    fn forward(&self, recompute: bool, dropout: bool) -> Result<(Tensor, u64)> {
+    fn forward(&self, way: Way, dropout: bool) -> Result<(Tensor, u64)> {
         let mut rng = ChaCha8Rng::seed_from_u64(5);
         let mut x = self.x.as_tensor().clone();
+        if let Way::Layers(keep) = way {
+            let again = |layer: Layer| move |x: &[Tensor], rng: Option<&mut ChaCha8Rng>| layer.forward(&x[0], &x[1], rng);
+            let layers = self.layers.iter().cloned().map(again).collect();
+            x = ops::checkpoint_layers(&[&x, &self.context], dropout.then_some(&mut rng), layers, keep)?;
+            return Ok((x, rng.random()));
+        }
         for layer in &self.layers {
             // a view of its own: the gradients of a layer's two uses of the context are added before those of other layers
             let context = self.context.reshape(self.context.shape())?;
             let rng = dropout.then_some(&mut rng);
-            x = if recompute {
+            x = if matches!(way, Way::Checkpoints) {
                 let layer = layer.clone();
                 ops::checkpoint(&[&x, &context], rng, move |x, rng| layer.forward(&x[0], &x[1], rng))?
             } else {
@@ -80,8 +98,8 @@ impl Stack {
         Ok((x, rng.random()))
     }
 
-    fn gradients(&self, recompute: bool, dropout: bool) -> (Vec<f32>, u64, GradStore) {
-        let (y, draw) = self.forward(recompute, dropout).unwrap();
+    fn gradients(&self, way: Way, dropout: bool) -> (Vec<f32>, u64, GradStore) {
+        let (y, draw) = self.forward(way, dropout).unwrap();
         let loss = (&y * noise(y.dims(), 99)).unwrap().sum_all().unwrap();
         (flat(&y), draw, loss.backward().unwrap())
     }
@@ -104,39 +122,65 @@ fn assert_same(vars: &[&Var], kept: &GradStore, recomputed: &GradStore) {
 fn recomputed_layers_give_the_same_output_gradients_and_draws_to_the_bit() {
     for (shape, dropout) in SHAPES.iter().flat_map(|shape| [(*shape, false), (*shape, true)]) {
         let stack = Stack::new(shape);
-        let (kept, recomputed) = (stack.gradients(false, dropout), stack.gradients(true, dropout));
-        assert_eq!(bits(&kept.0), bits(&recomputed.0), "{shape:?}");
-        assert_eq!(kept.1, recomputed.1, "{shape:?}: the generator is left elsewhere");
-        assert_same(&stack.vars(), &kept.2, &recomputed.2);
+        let kept = stack.gradients(Way::Graph, dropout);
+        for way in EXACT {
+            let recomputed = stack.gradients(way, dropout);
+            assert_eq!(bits(&kept.0), bits(&recomputed.0), "{shape:?}, {way:?}");
+            assert_eq!(kept.1, recomputed.1, "{shape:?}, {way:?}: the generator is left elsewhere");
+            assert_same(&stack.vars(), &kept.2, &recomputed.2);
+        }
     }
 }
 
 #[test]
 fn worker_threads_and_a_second_backward_pass_give_the_same_bits() {
     let stack = Stack::new(SHAPES[2]);
-    let (_, _, expected) = stack.gradients(false, true);
-    std::thread::scope(|scope| {
-        for worker in (0..3).map(|_| scope.spawn(|| stack.gradients(true, true).2)).collect::<Vec<_>>() {
-            assert_same(&stack.vars(), &expected, &worker.join().unwrap());
+    let (_, _, expected) = stack.gradients(Way::Graph, true);
+    for way in EXACT {
+        std::thread::scope(|scope| {
+            for worker in (0..3).map(|_| scope.spawn(|| stack.gradients(way, true).2)).collect::<Vec<_>>() {
+                assert_same(&stack.vars(), &expected, &worker.join().unwrap());
+            }
+        });
+        let (y, _) = stack.forward(way, true).unwrap();
+        let loss = (&y * noise(y.dims(), 99)).unwrap().sum_all().unwrap();
+        loss.backward().unwrap();
+        assert_same(&stack.vars(), &expected, &loss.backward().unwrap());
+    }
+}
+
+#[test]
+fn rounded_inputs_give_the_same_output_to_the_bit_and_gradients_within_a_ten_thousandth() {
+    for (shape, dropout) in SHAPES.iter().flat_map(|shape| [(*shape, false), (*shape, true)]) {
+        let stack = Stack::new(shape);
+        let kept = stack.gradients(Way::Graph, dropout);
+        let rounded = stack.gradients(Way::Layers(Inputs::Rounded), dropout);
+        assert_eq!((bits(&kept.0), kept.1), (bits(&rounded.0), rounded.1), "{shape:?}");
+        let mut apart = 0.0f64;
+        for var in stack.vars() {
+            let [kept, rounded] = [&kept.2, &rounded.2].map(|store| flat(store.get(var).expect("every variable has a gradient")));
+            let norm = |values: &[f32]| values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+            let off: Vec<f32> = kept.iter().zip(&rounded).map(|(kept, rounded)| kept - rounded).collect();
+            assert!(norm(&off) <= 1e-4 * norm(&kept), "{shape:?}: {} of {}", norm(&off), norm(&kept));
+            apart += norm(&off);
         }
-    });
-    let (y, _) = stack.forward(true, true).unwrap();
-    let loss = (&y * noise(y.dims(), 99)).unwrap().sum_all().unwrap();
-    loss.backward().unwrap();
-    assert_same(&stack.vars(), &expected, &loss.backward().unwrap());
+        assert!(apart > 0.0, "{shape:?}: nothing was rounded");
+    }
 }
 
 #[test]
 fn the_graph_holds_no_node_of_the_inside() {
     let stack = Stack::new(SHAPES[1]);
-    let values = |recompute: bool| -> usize {
-        let (y, _) = stack.forward(recompute, true).unwrap();
+    let values = |way: Way| -> usize {
+        let (y, _) = stack.forward(way, true).unwrap();
         y.sorted_nodes().iter().filter(|node| !node.is_variable()).map(|node| node.elem_count()).sum()
     };
     let width = SHAPES[1].iter().product::<usize>();
     // a layer: its output, its view of the context, six knots of one value
-    assert_eq!(values(true), 3 * (2 * width + 6));
-    assert!(values(false) > 3 * 10 * width);
+    assert_eq!(values(Way::Checkpoints), 3 * (2 * width + 6));
+    // the output, two knots of inputs, four of each layer's variables
+    assert_eq!(values(Way::Layers(Inputs::Exact)), width + 2 + 3 * 4);
+    assert!(values(Way::Graph) > 3 * 10 * width);
 }
 
 #[test]

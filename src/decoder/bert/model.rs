@@ -1,7 +1,7 @@
 //! The network (BertLMHeadModel with cross-attention; reference.md 4.2).
 
 use candle_core::{Device, Tensor};
-use ctscribe_ops::{self as ops, transfers};
+use ctscribe_ops::{self as ops, Inputs, transfers};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
@@ -131,18 +131,19 @@ impl BertDecoder {
         mut dropout: Option<&mut ChaCha8Rng>,
     ) -> Result<Tensor> {
         let mut x = self.embed(ids, 0, dropout.as_deref_mut())?;
-        for layer in &self.layers {
-            // a view a layer: its two gradients are added first, whether or not it is recomputed
-            let (visual, dropout) = (visual.reshape(visual.shape())?, dropout.as_deref_mut());
-            x = if self.recompute {
-                let (layer, mask, visual_mask) = (layer.clone(), mask.cloned(), visual_mask.cloned());
-                let block = move |inputs: &[Tensor], dropout: Option<&mut ChaCha8Rng>| {
+        if self.recompute {
+            let again = |layer: BertLayer| {
+                let (mask, visual_mask) = (mask.cloned(), visual_mask.cloned());
+                move |inputs: &[Tensor], dropout: Option<&mut ChaCha8Rng>| {
                     layer.forward(&inputs[0], (true, mask.as_ref()), Some((&inputs[1], visual_mask.as_ref())), dropout)
-                };
-                ops::checkpoint(&[&x, &visual], dropout, block)?
-            } else {
-                layer.forward(&x, (true, mask), Some((&visual, visual_mask)), dropout)?
+                }
             };
+            return ops::checkpoint_layers(&[&x, visual], dropout, self.layers.iter().cloned().map(again).collect(), Inputs::Exact);
+        }
+        for layer in &self.layers {
+            // a view a layer: its two gradients are added first, as those of a layer that is recomputed
+            let visual = visual.reshape(visual.shape())?;
+            x = layer.forward(&x, (true, mask), Some((&visual, visual_mask)), dropout.as_deref_mut())?;
         }
         Ok(x)
     }

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Module, Tensor};
 use ctscribe_lora::BaseLinear;
-use ctscribe_ops::{self as ops, transfers};
+use ctscribe_ops::{self as ops, Inputs, transfers};
 use rand_chacha::ChaCha8Rng;
 
 use crate::decoder::labels::labelled;
@@ -71,7 +71,8 @@ impl Llama {
         self.embedding.activation_dtype()
     }
 
-    /// Whether each layer is run again in the backward pass instead of keeping what it computed; the gradients are the same bits.
+    /// Whether each layer is run again in the backward pass instead of keeping what it computed. Gradients are the same bits; where the layers'
+    /// products are rounded, whether to bf16 or to 16-bit integers, their inputs are kept [rounded](ops::Inputs::Rounded) and gradients the same to 1e-4.
     pub fn set_recompute(&mut self, recompute: bool) {
         self.recompute = recompute;
     }
@@ -109,8 +110,24 @@ impl Llama {
     /// ids: (B, L) u32 in the host's memory -> (B, L, D) of [`Llama::dtype`] on the model's device.
     pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
         let (b, l) = ids.dims2()?;
-        let rows = self.embedding.rows(&ids.flatten_all()?)?.to_dtype(self.dtype())?;
+        let rows = self.rows(&ids.flatten_all()?)?.to_dtype(self.dtype())?;
         Ok(rows.reshape((b, l, self.config.hidden_size))?)
+    }
+
+    /// Rows `ids` (L) of the embedding, f32.
+    fn rows(&self, ids: &Tensor) -> Result<Tensor> {
+        /// Rows of a file that are read before it may leave memory: each comes with sixteen pages of others that nobody asks for.
+        const TOGETHER: usize = 64;
+        let count = ids.dim(0)?;
+        if count <= ops::FEW_ROWS || self.config.tie_word_embeddings {
+            return Ok(self.embedding.rows(ids)?);
+        }
+        let part = |first: usize| {
+            let rows = self.embedding.rows(&ids.narrow(0, first, TOGETHER.min(count - first))?);
+            self.embedding.release();
+            rows
+        };
+        Ok(Tensor::cat(&(0..count).step_by(TOGETHER).map(part).collect::<candle_core::Result<Vec<_>>>()?, 0)?)
     }
 
     /// embeddings: (B, L, D) at positions 0..L; key_mask: (B, L), 1 where a position may be attended to -> (B, L, D) after the last norm.
@@ -130,16 +147,42 @@ impl Llama {
         let length = embeddings.dim(1)?;
         self.check_length(length)?;
         let (cos, sin) = (self.cos.narrow(0, 0, length)?, self.sin.narrow(0, 0, length)?);
-        let mut x = embeddings.clone();
-        for (index, layer) in self.layers.iter().enumerate() {
-            let first = if index + 1 == self.layers.len() { first } else { 0 };
-            x = self.through((layer, first), &x, (&cos, &sin), key_mask, dropout.as_deref_mut())?;
-        }
+        let from = |index: usize| if index + 1 == self.layers.len() { first } else { 0 };
+        let x = if self.recompute {
+            self.recomputed(from, embeddings, (&cos, &sin), key_mask, dropout)?
+        } else {
+            let mut x = embeddings.clone();
+            for (index, layer) in self.layers.iter().enumerate() {
+                x = self.through((layer, from(index)), &x, (&cos, &sin), key_mask, dropout.as_deref_mut())?;
+            }
+            x
+        };
         Ok(ops::rms_norm(&x, &self.norm, self.config.rms_norm_eps)?)
     }
 
-    /// One layer, of the positions from `first` on, which keeps for its gradient what the model's settings say: its input, the frozen products beside
-    /// it, or the whole graph.
+    /// All layers, each of the positions from `from(its place)` on, of which nothing is kept but their inputs.
+    fn recomputed(
+        &self,
+        from: impl Fn(usize) -> usize,
+        x: &Tensor,
+        (cos, sin): (&Tensor, &Tensor),
+        key_mask: Option<&Tensor>,
+        dropout: Option<&mut ChaCha8Rng>,
+    ) -> Result<Tensor> {
+        let layers = self.layers.iter().enumerate().map(|(index, layer)| {
+            let (layer, config, first) = (layer.clone(), self.config.clone(), from(index));
+            let (cos, sin, key_mask) = (cos.clone(), sin.clone(), key_mask.cloned());
+            move |x: &[Tensor], mut dropout: Option<&mut ChaCha8Rng>| {
+                let x = layer.attend(&x[0], &config, (&cos, &sin), key_mask.as_ref(), dropout.as_deref_mut())?;
+                layer.feed_forward(&x, &config, (first, dropout), true)
+            }
+        });
+        let rounded = self.layers.iter().all(Layer::rounds);
+        ops::checkpoint_layers(&[x], dropout, layers.collect(), if rounded { Inputs::Rounded } else { Inputs::Exact })
+    }
+
+    /// One layer, of the positions from `first` on, which keeps for its gradient what the model's settings say: its input and the frozen products
+    /// beside it, or the whole graph.
     fn through(
         &self,
         (layer, first): (&Layer, usize),
@@ -148,8 +191,8 @@ impl Llama {
         key_mask: Option<&Tensor>,
         mut dropout: Option<&mut ChaCha8Rng>,
     ) -> Result<Tensor> {
-        let fused = !self.recompute && layer.feeds_in_place();
-        if !self.recompute && (!self.head.keeps_products() || fused && layer.attends_in_place()) {
+        let fused = layer.feeds_in_place();
+        if !self.head.keeps_products() || fused && layer.attends_in_place() {
             return layer.forward(x, &self.config, tables, key_mask, (first, dropout));
         }
         let (inner, config, key_mask) = (layer.clone(), self.config.clone(), key_mask.cloned());
@@ -158,14 +201,9 @@ impl Llama {
             let x = inner.attend(&x[0], &config, (&cos, &sin), key_mask.as_ref(), dropout.as_deref_mut())?;
             if fused { Ok(x) } else { inner.feed_forward(&x, &config, (first, dropout), true) }
         };
-        match self.recompute {
-            true => ops::checkpoint(&[x], dropout, block),
-            false => {
-                let x = ops::checkpoint_keeping_products(&[x], dropout.as_deref_mut(), block)?;
-                // it keeps what it needs by itself
-                if fused { layer.feed_forward(&x, &self.config, (first, dropout), false) } else { Ok(x) }
-            }
-        }
+        let x = ops::checkpoint_keeping_products(&[x], dropout.as_deref_mut(), block)?;
+        // it keeps what it needs by itself
+        if fused { layer.feed_forward(&x, &self.config, (first, dropout), false) } else { Ok(x) }
     }
 
     /// embeddings: (B, L, D) that follow what the cache holds -> (B, L, D) after the last norm; no gradient is kept.
@@ -252,7 +290,11 @@ impl Llama {
         let (_, _, dim) = hidden.dims3()?;
         let labelled = labelled(targets, weights)?;
         let [rows, ids, values] = labelled.upload(hidden.device())?;
-        let hidden = hidden.contiguous()?.reshape(((), dim))?.index_select(&rows, 0)?;
+        let hidden = hidden.contiguous()?.reshape(((), dim))?;
+        let hidden = match labelled.run() {
+            Some(first) => hidden.narrow(0, first, labelled.rows.len())?,
+            None => hidden.index_select(&rows, 0)?,
+        };
         Ok(match &self.head {
             Projection::Frozen(head) => ops::linear_cross_entropy(&hidden, head, &ids, &values)?,
             Projection::Trained(_) => ops::cross_entropy(&self.logits(&hidden)?, &ids, &values)?,
