@@ -14,16 +14,6 @@ use crate::cpu::{Values, fused};
 use crate::kept::{self, Kept};
 use crate::knots::{Gradients, tie, zero};
 
-/// How the inputs of layers are kept for their second run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Inputs {
-    /// As they are: all gradients are the bits that they are without a second run.
-    Exact,
-    /// f32 in the host's memory in half of its bytes: integers of 16 bits, a scale for each 64 values. Values stand some 1e-5 of their size from what
-    /// the first run saw, gradients as little from its own: for layers whose products are coarser by far.
-    Rounded,
-}
-
 /// `block(inputs, rng)` with nothing of its inside kept: the backward pass runs it once more. Inputs and output of any shape.
 ///
 /// Gradients go to the inputs and to every variable that the block uses. The block must give the same whenever it gets the same inputs and
@@ -35,20 +25,20 @@ where
     E: From<Error> + Display + Send + Sync + 'static,
     F: Fn(&[Tensor], Option<&mut R>) -> std::result::Result<Tensor, E> + Send + Sync + 'static,
 {
-    attach(inputs, rng, vec![block], |block, inputs, rng| Kept::nothing(|| block(inputs, rng)), Inputs::Exact)
+    attach(inputs, rng, vec![block], |block, inputs, rng| Kept::nothing(|| block(inputs, rng)))
 }
 
 /// [`checkpoint`] of layers one after the other: the first of the inputs is the first layer's, what a layer gives the next one's, all others go to each.
 ///
 /// The layers are one operation, which gives up what it keeps of them from the last to the first: at no time it holds the inputs of all and the
-/// gradients of all.
-pub fn checkpoint_layers<R, E, F>(inputs: &[&Tensor], rng: Option<&mut R>, layers: Vec<F>, keep: Inputs) -> std::result::Result<Tensor, E>
+/// gradients of all. What a layer gives is kept in half of its bytes where it is rounded for that, as [`crate::closing_feed_forward`] rounds.
+pub fn checkpoint_layers<R, E, F>(inputs: &[&Tensor], rng: Option<&mut R>, layers: Vec<F>) -> std::result::Result<Tensor, E>
 where
     R: Clone + Send + Sync + 'static,
     E: From<Error> + Display + Send + Sync + 'static,
     F: Fn(&[Tensor], Option<&mut R>) -> std::result::Result<Tensor, E> + Send + Sync + 'static,
 {
-    attach(inputs, rng, layers, |layer, inputs, rng| Kept::nothing(|| layer(inputs, rng)), keep)
+    attach(inputs, rng, layers, |layer, inputs, rng| Kept::nothing(|| layer(inputs, rng)))
 }
 
 /// As [`checkpoint`], but what products with a frozen [`crate::Matrix`] and attention give is kept, in bf16 where the matrix multiplies so:
@@ -59,7 +49,7 @@ where
     E: From<Error> + Display + Send + Sync + 'static,
     F: Fn(&[Tensor], Option<&mut R>) -> std::result::Result<Tensor, E> + Send + Sync + 'static,
 {
-    attach(inputs, rng, vec![block], |block, inputs, rng| Kept::fill(|| block(inputs, rng)), Inputs::Exact)
+    attach(inputs, rng, vec![block], |block, inputs, rng| Kept::fill(|| block(inputs, rng)))
 }
 
 /// Runs the layers, each by `first`, and puts them into the graph.
@@ -68,7 +58,6 @@ fn attach<R, E, F>(
     rng: Option<&mut R>,
     layers: Vec<F>,
     first: impl Fn(&F, &[Tensor], Option<&mut R>) -> (std::result::Result<Tensor, E>, Kept),
-    keep: Inputs,
 ) -> std::result::Result<Tensor, E>
 where
     R: Clone + Send + Sync + 'static,
@@ -80,7 +69,7 @@ where
     if inputs.is_empty() {
         return Err(Error::Msg("checkpoint: a block has an input".to_string()).into());
     }
-    let Ran { y, steps, weights } = run(&inputs, rng, &layers, first, keep)?;
+    let Ran { y, steps, weights } = run(&inputs, rng, &layers, first)?;
     let tied: Vec<Tensor> = inputs.iter().filter(|input| input.track_op()).cloned().chain(weights).collect();
     if tied.is_empty() {
         return Ok(y);
@@ -89,7 +78,7 @@ where
     let string = tie(&tied, &gradients)?;
     let again = |layer: F| move |inputs: &[Tensor], rng: Option<&mut R>| layer(inputs, rng).map_err(Error::wrap);
     let layers = layers.into_iter().map(again).collect();
-    Ok(string.apply_op1(Layers { y: Mutex::new(Some(y)), inputs, tied, layers, start, keep, steps: Mutex::new(steps), gradients })?)
+    Ok(string.apply_op1(Layers { y: Mutex::new(Some(y)), inputs, tied, layers, start, steps: Mutex::new(steps), gradients })?)
 }
 
 /// What a layer's second run needs beside the inputs that go to all.
@@ -107,11 +96,12 @@ enum Input {
 }
 
 impl Input {
-    /// `room`: where it is kept rounded.
-    fn of(x: Tensor, room: Option<kept::Fine>) -> Result<Self> {
-        let Some(room) = room.filter(|_| fused(&[&x])) else { return Ok(Input::Whole(x)) };
-        let x = x.contiguous()?;
-        Ok(Input::Fine(room.hold(&Values::of(&x)?), x.shape().clone()))
+    fn of(x: Tensor) -> Result<Self> {
+        if !fused(&[&x]) || !x.is_contiguous() {
+            return Ok(Input::Whole(x));
+        }
+        let fine = kept::Fine::of(&Values::of(&x)?);
+        Ok(fine.map_or_else(|| Input::Whole(x.clone()), |fine| Input::Fine(fine, x.shape().clone())))
     }
 
     /// The same as a leaf of a graph.
@@ -137,14 +127,9 @@ fn run<R: Clone, E: From<Error>, F>(
     mut rng: Option<&mut R>,
     layers: &[F],
     first: impl Fn(&F, &[Tensor], Option<&mut R>) -> (std::result::Result<Tensor, E>, Kept),
-    keep: Inputs,
 ) -> std::result::Result<Ran<R>, E> {
     let (mut inputs, mut steps, mut weights): (Vec<Tensor>, _, Vec<Tensor>) =
         (inputs.iter().map(Tensor::detach).collect(), Vec::new(), Vec::new());
-    // all at once, before the layers leave the heap in pieces
-    let room = |_: &F| kept::Fine::room(inputs[0].elem_count());
-    let mut rooms: Vec<kept::Fine> =
-        if keep == Inputs::Rounded && fused(&[&inputs[0]]) { layers.iter().skip(1).map(room).collect() } else { Vec::new() };
     for (index, layer) in layers.iter().enumerate() {
         let start = rng.as_deref().cloned();
         let (y, kept) = first(layer, &inputs, rng.as_deref_mut());
@@ -156,7 +141,7 @@ fn run<R: Clone, E: From<Error>, F>(
             }
         }
         let input = std::mem::replace(&mut inputs[0], y.detach());
-        let input = if index > 0 { Some(Input::of(input, rooms.pop())?) } else { None };
+        let input = if index > 0 { Some(Input::of(input)?) } else { None };
         steps.push(Step { input, rng: start, kept });
     }
     Ok(Ran { y: inputs.swap_remove(0), steps, weights })
@@ -178,7 +163,6 @@ struct Layers<R, F> {
     layers: Vec<F>,
     /// Where the generator stood before the first layer.
     start: Option<R>,
-    keep: Inputs,
     /// Until the backward pass takes them.
     steps: Mutex<Vec<Step<R>>>,
     gradients: Gradients,
@@ -196,7 +180,7 @@ impl<R: Clone, F: Fn(&[Tensor], Option<&mut R>) -> Result<Tensor>> Layers<R, F> 
             return Ok(steps);
         }
         let first = |layer: &F, inputs: &[Tensor], rng: Option<&mut R>| Kept::nothing(|| layer(inputs, rng));
-        Ok(run::<_, Error, _>(&self.inputs, self.start.clone().as_mut(), &self.layers, first, self.keep)?.steps)
+        Ok(run::<_, Error, _>(&self.inputs, self.start.clone().as_mut(), &self.layers, first)?.steps)
     }
 
     /// Runs the layers again on leaves of their own, from the last one on; the gradients of `tied` for the output's gradient.

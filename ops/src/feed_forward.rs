@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 use crate::cpu::{PIECE, Values, for_pieces, for_pieces2, fused, values};
 use crate::gemm::Precision;
-use crate::kept::{nearest_bf16, rounded, runs_again};
+use crate::kept::{Fine, nearest_bf16, rounded, runs_again};
 use crate::low_rank::{AdaptedMatrix, Group, Thin};
 use crate::residual::Residual;
 use crate::simd::{sigmoid, vectorised};
@@ -16,7 +16,8 @@ use crate::simd::{sigmoid, vectorised};
 /// all in the host's memory, f32 -> (..., C).
 ///
 /// Gradients go to x and to the adapters: norm and matrices are frozen. Where gate and up multiply in bf16, what they give is rounded to it and
-/// kept so; where they are [for reading](crate::Matrix::for_reading), it is not.
+/// kept so; where they are [for reading](crate::Matrix::for_reading), it is not. Where down rounds what it multiplies and is not for reading, what comes out is rounded to
+/// 2^-15 of the largest of each 32 values, a hundredth of bf16's step: [`crate::checkpoint_layers`] keeps such values in half of their bytes.
 pub fn gated_feed_forward(x: &Tensor, norm: &Tensor, eps: f64, projections: [AdaptedMatrix; 3]) -> Result<Tensor> {
     feed_forward(x, norm, eps, projections, false)
 }
@@ -233,6 +234,9 @@ impl CustomOp2 for FeedForward {
             self.keep(inner, [thin, of_output]);
         } else {
             self.output()?.add_forward(&inner.into_activated(room), [&mut y])?;
+        }
+        if self.projections[2].matrix.rounds_in_training() {
+            Fine::round(&mut y);
         }
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }

@@ -7,12 +7,13 @@
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::vec::IntoIter;
 
 use candle_core::Result;
 use rayon::prelude::*;
 
-use crate::cpu::{PIECE, cleared, made_in_pieces, written, written_in};
+use crate::cpu::{PIECE, cleared, for_pieces, made_in_pieces, written};
 use crate::gemm::Precision;
 use crate::matrix::widen;
 use crate::simd::{MAGIC, largest_magnitude, vectorised};
@@ -141,63 +142,98 @@ impl Values {
     }
 }
 
-/// f32 in integers of 16 bits, a scale for each [`Fine::BLOCK`] values: a value stands at most a 65,534th of its block's largest from where it was.
+/// f32 of a grid, in half of its bytes: integers of 16 bits, a power of two for each [`Fine::BLOCK`] values.
 pub struct Fine {
     words: Vec<i16>,
-    scales: Vec<f32>,
+    /// Each block's power of two, as f32's bits have it.
+    exponents: Vec<u8>,
 }
 
 impl Fine {
-    const BLOCK: usize = 64;
+    const BLOCK: usize = 32;
 
-    /// Room for so many values, and none yet.
-    pub fn room(count: usize) -> Self {
-        Fine { words: Vec::with_capacity(count), scales: Vec::with_capacity(count.div_ceil(Self::BLOCK)) }
+    /// The nearest values of the grid: a value moves by at most 2^-15 of its block's largest. Blocks with values that are not finite stay as they are.
+    pub fn round(values: &mut [f32]) {
+        for_pieces(values, PIECE, |_, values| to_grid(values));
     }
 
-    /// `values`, rounded, in this room.
-    pub fn hold(self, values: &[f32]) -> Self {
-        let (words, mut scales) = (self.words, self.scales);
-        let round = |((words, scales), values): ((&mut [MaybeUninit<i16>], &mut [MaybeUninit<f32>]), &[f32])| {
-            round_finely(values, cleared(words), cleared(scales));
+    /// Values that all lie on the grid; `None` where one does not.
+    pub fn of(values: &[f32]) -> Option<Self> {
+        let first = &values[..values.len().min(Self::BLOCK)];
+        if !pack(first, &mut [0; Self::BLOCK][..first.len()], &mut [0]) {
+            return None;
+        }
+        let (exact, mut exponents) = (AtomicBool::new(true), Vec::new());
+        let work = |((words, exponents), values): ((&mut [MaybeUninit<i16>], &mut [MaybeUninit<u8>]), &[f32])| {
+            if !pack(values, cleared(words), cleared(exponents)) {
+                exact.store(false, Ordering::Relaxed);
+            }
         };
         // SAFETY: the pieces, which are whole blocks but for the last one's, are all there is of both.
         let words = unsafe {
-            written_in(words, values.len(), |words| {
-                scales = written_in(std::mem::take(&mut scales), values.len().div_ceil(Self::BLOCK), |scales| {
-                    words
-                        .par_chunks_mut(PIECE)
-                        .zip(scales.par_chunks_mut(PIECE / Self::BLOCK))
-                        .zip(values.par_chunks(PIECE))
-                        .for_each(round);
+            written(values.len(), |words| {
+                exponents = written(values.len().div_ceil(Self::BLOCK), |exponents| {
+                    let exponents = exponents.par_chunks_mut(PIECE / Self::BLOCK);
+                    words.par_chunks_mut(PIECE).zip(exponents).zip(values.par_chunks(PIECE)).for_each(work);
                 });
             })
         };
-        Fine { words, scales }
+        exact.into_inner().then_some(Fine { words, exponents })
     }
 
-    /// The values as they were rounded.
+    /// The values.
     pub fn widened(&self) -> Vec<f32> {
         made_in_pieces(self.words.len(), PIECE, |i, values| {
-            widen_finely(&self.words[i * PIECE..][..values.len()], &self.scales[i * PIECE / Self::BLOCK..], values);
+            unpack(&self.words[i * PIECE..][..values.len()], &self.exponents[i * PIECE / Self::BLOCK..], values);
         })
     }
 }
 
+/// The power of two of a block whose largest magnitude this is: 2^-14 of the largest's own.
+#[inline(always)]
+fn exponent_of(largest: f32) -> u32 {
+    (largest.to_bits() >> 23).max(15) - 14
+}
+
+/// The integer of a value in a block of this power of two.
+#[inline(always)]
+fn integer(value: f32, exponent: u32) -> f32 {
+    let inverse = f32::from_bits((254 - exponent) << 23);
+    ((value * inverse + MAGIC) - MAGIC).clamp(-32_767.0, 32_767.0)
+}
+
 vectorised! {
-    /// Blocks in integers up to 32,767. A value that is not finite makes its block NaN.
-    fn round_finely(values: &[f32], words: &mut [i16], scales: &mut [f32]) {
-        for ((values, words), scale) in values.chunks(Fine::BLOCK).zip(words.chunks_mut(Fine::BLOCK)).zip(scales) {
-            *scale = largest_magnitude(values) / 32_767.0;
-            let inverse = if *scale > 0.0 { 1.0 / *scale } else { 0.0 };
-            for (word, value) in words.iter_mut().zip(values) {
-                *word = (value * inverse + MAGIC).to_bits() as i16;
+    fn to_grid(values: &mut [f32]) {
+        for values in values.chunks_mut(Fine::BLOCK) {
+            let largest = largest_magnitude(values);
+            let (exponent, finite) = (exponent_of(largest), largest.is_finite());
+            let scale = f32::from_bits(exponent << 23);
+            for value in values {
+                let rounded = integer(*value, exponent) * scale;
+                *value = if finite { rounded } else { *value };
             }
         }
     }
 
-    fn widen_finely(words: &[i16], scales: &[f32], values: &mut [f32]) {
-        for ((words, values), &scale) in words.chunks(Fine::BLOCK).zip(values.chunks_mut(Fine::BLOCK)).zip(scales) {
+    /// Whether all values lie on the grid, whose integers and powers of two are written.
+    fn pack(values: &[f32], words: &mut [i16], exponents: &mut [u8]) -> bool {
+        let mut differences = 0;
+        for ((values, words), out) in values.chunks(Fine::BLOCK).zip(words.chunks_mut(Fine::BLOCK)).zip(exponents) {
+            let exponent = exponent_of(largest_magnitude(values));
+            let scale = f32::from_bits(exponent << 23);
+            *out = exponent as u8;
+            for (word, &value) in words.iter_mut().zip(values) {
+                let integer = integer(value, exponent);
+                *word = (integer + MAGIC).to_bits() as i16;
+                differences |= (integer * scale).to_bits() ^ value.to_bits();
+            }
+        }
+        differences == 0
+    }
+
+    fn unpack(words: &[i16], exponents: &[u8], values: &mut [f32]) {
+        for ((words, values), &exponent) in words.chunks(Fine::BLOCK).zip(values.chunks_mut(Fine::BLOCK)).zip(exponents) {
+            let scale = f32::from_bits(u32::from(exponent) << 23);
             for (value, &word) in values.iter_mut().zip(words) {
                 *value = scale * f32::from(word);
             }
@@ -252,25 +288,42 @@ mod tests {
     }
 
     #[test]
-    fn finely_rounded_values_stand_half_a_step_of_their_block_from_where_they_were() {
+    fn rounded_values_lie_on_the_grid_near_where_they_were_and_are_kept_to_the_bit() {
         let noise = |i: usize| ((i * 7919) % 2003) as f32 / 1001.5 - 1.0;
         for count in [0, 1, 31, 32, 33, PIECE - 1, 3 * PIECE + 40] {
-            // blocks of very different sizes, one of zeros
-            let size = |i: usize| if i / Fine::BLOCK == 1 { 0.0 } else { 10f32.powi((i / Fine::BLOCK % 9) as i32 - 4) };
+            // blocks of very different sizes, one of zeros, one that f32 hardly holds
+            let size = |i: usize| match i / Fine::BLOCK % 11 {
+                1 => 0.0,
+                2 => 1e-38,
+                other => 10f32.powi(other as i32 - 4),
+            };
             let values: Vec<f32> = (0..count).map(|i| size(i) * noise(i)).collect();
-            let widened = Fine::room(count / 2).hold(&values).widened();
-            assert_eq!(widened.len(), count);
-            for (block, found) in values.chunks(Fine::BLOCK).zip(widened.chunks(Fine::BLOCK)) {
-                let step = block.iter().fold(0f32, |a, b| a.max(b.abs())) / 32_767.0;
+            let mut rounded = values.clone();
+            Fine::round(&mut rounded);
+            let kept = Fine::of(&rounded).expect("they are on the grid").widened();
+            assert_eq!(bits(&kept), bits(&rounded));
+            for (block, found) in values.chunks(Fine::BLOCK).zip(rounded.chunks(Fine::BLOCK)) {
+                let largest = block.iter().fold(0f32, |a, b| a.max(b.abs()));
                 for (value, found) in block.iter().zip(found) {
-                    assert!((value - found).abs() <= 0.51 * step, "{value}: {found}, step {step}");
+                    assert!((value - found).abs() <= largest / 32_768.0 || largest < 1e-33, "{value}: {found} beside {largest}");
                 }
             }
+            assert!(count < 31 || Fine::of(&values).is_none(), "values beside the grid are not kept");
         }
+        // just below a power of two: the integer would be 2^15
+        let mut largest = [2.0 - f32::EPSILON, 0.1];
+        Fine::round(&mut largest);
+        assert_eq!(largest[0], 32_767.0 / 16_384.0);
+        assert_eq!(bits(&Fine::of(&largest).unwrap().widened()), bits(&largest));
         for broken in [f32::NAN, f32::INFINITY] {
-            let widened = Fine::room(3).hold(&[1.0, broken, 2.0]).widened();
-            assert!(!widened[1].is_finite(), "{broken}: {widened:?}");
+            let mut values = [1.000_001, broken, 2.0];
+            Fine::round(&mut values);
+            assert!(values[0] == 1.000_001 && !values[1].is_finite() && Fine::of(&values).is_none());
         }
+    }
+
+    fn bits(values: &[f32]) -> Vec<u32> {
+        values.iter().map(|value| value.to_bits()).collect()
     }
 
     #[test]

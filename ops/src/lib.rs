@@ -54,7 +54,7 @@ pub use attention::{Attention, attend_few, attention, attention_with_weights};
 pub use attention_block::{AttentionBlock, attention_block};
 pub use awake::{GRADIENT_STACK, awake};
 pub use bert_block::BertBlock;
-pub use checkpoint::{Inputs, checkpoint, checkpoint_keeping_products, checkpoint_layers};
+pub use checkpoint::{checkpoint, checkpoint_keeping_products, checkpoint_layers};
 pub use conv3d::{ConvPadding, depthwise_conv3d};
 pub use cross_entropy::{cross_entropy, linear_cross_entropy};
 pub use dropout::{DropoutMask, dropout};

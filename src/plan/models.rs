@@ -35,30 +35,35 @@ pub struct Model {
     pub forward: f64,
     /// Values of f32's size that a layer keeps of a token for the backward pass.
     pub kept: usize,
-    /// Values that a layer holds of a token while it is run with its gradients.
+    /// Values that a layer holds of a token while it is run.
     pub worked: usize,
+    /// Values that a layer holds of a token while its gradient is made, beside what it kept.
+    pub turned: usize,
+    /// Operations of the layers' second run.
+    pub again: f64,
+    /// Values of f32's size that each value of a layer's input takes where nothing else is kept.
+    pub input: f64,
 }
 
 impl Model {
     /// Operations of a pass over the sequence.
     pub fn operations(&self, pass: Pass) -> f64 {
         let backward = if self.learns { 2.0 } else { 1.0 };
-        self.forward
-            * match pass {
-                Pass::Forward => 1.0,
-                Pass::Train => 1.0 + backward,
-                Pass::Recompute => 2.0 + backward,
-            }
+        match pass {
+            Pass::Forward => self.forward,
+            Pass::Train => self.forward * (1.0 + backward),
+            Pass::Recompute => self.forward * (1.0 + backward) + self.again,
+        }
     }
 
-    /// Values held at a pass's peak, the parameters left out. The backward pass of a layer holds gradients beside what was kept.
+    /// Values held at a pass's peak, the parameters left out.
     pub fn held(&self, pass: Pass) -> f64 {
         let (layers, tokens) = (self.layers as f64, self.tokens as f64);
-        let (kept, worked) = (tokens * self.kept as f64, tokens * self.worked as f64);
+        let turned = tokens * self.turned as f64;
         match pass {
-            Pass::Forward => worked,
-            Pass::Train => layers * kept + 2.0 * worked,
-            Pass::Recompute => layers * tokens * self.width as f64 + 2.0 * worked,
+            Pass::Forward => tokens * self.worked as f64,
+            Pass::Train => layers * tokens * self.kept as f64 + turned,
+            Pass::Recompute => layers * tokens * self.width as f64 * self.input + tokens * self.kept as f64 + turned,
         }
     }
 }
@@ -102,17 +107,25 @@ pub fn llama(sizes: &LlamaConfig, tokens: usize, labelled: usize) -> Model {
     let (q, kv) = (sizes.num_attention_heads * sizes.head_width(), sizes.kv_heads() * sizes.head_width());
     let layer = (h * (2 * q + 2 * kv + 3 * f)) as f64;
     let (t, words) = (tokens as f64, (sizes.vocab_size * h) as f64);
+    // a causal token sees half of the others, in two products
+    let run = 2.0 * layer * layers as f64 * t + 2.0 * t * t * (q * layers) as f64;
     Model {
         parameters: layer * layers as f64 + 2.0 * words,
         learns: false,
         layers,
         tokens,
         width: h,
-        // a causal token sees half of the others, in two products
-        forward: 2.0 * layer * layers as f64 * t + 2.0 * t * t * (q * layers) as f64 + 2.0 * words * labelled as f64,
-        // its input, and in half of f32 the results of products and attention
-        kept: h + (2 * q + 2 * kv + 2 * h + 2 * f) / 2,
-        worked: 6 * h + 3 * q + 3 * kv + 3 * f,
+        forward: run + 2.0 * words * labelled as f64,
+        // the inputs of attention and of the feed-forward block, and in half of f32 queries, keys, values, what attention gave, gate and up
+        kept: 2 * h + (2 * q + 2 * kv + 2 * f) / 2,
+        // of the feed-forward block: input, output, norm, gate and up
+        worked: 3 * h + 2 * f,
+        // of the feed-forward block, beside gate and up, whose place their gradients take: the gradient of what they make, and the factor of a product
+        // in half of f32; the gradients of its output and input; the last norm, the loss's gradient and what it came from
+        turned: 5 * h + f + f / 2,
+        // all but the product with down, which nobody reads
+        again: run - 2.0 * (h * f * layers) as f64 * t,
+        input: 1.0,
     }
 }
 
@@ -144,18 +157,22 @@ pub fn bert(sizes: &BertDecoderConfig, vocabulary: usize, tokens: usize, visual:
     let (h, f, layers) = (sizes.hidden_size, sizes.intermediate_size, sizes.num_hidden_layers);
     let layer = (8 * h * h + 2 * h * f) as f64;
     let (t, v) = (tokens as f64, visual as f64);
+    // own products on its tokens, the visual tokens' keys and values, the words' scores, attention
+    let forward = 2.0 * layers as f64 * ((layer - (2 * h * h) as f64) * t + (2 * h * h) as f64 * v)
+        + 2.0 * (vocabulary * h) as f64 * t
+        + 2.0 * (h * layers) as f64 * t * (t + 2.0 * v);
     Model {
         parameters: layer * layers as f64 + ((vocabulary + sizes.max_position_embeddings) * h) as f64,
         learns: true,
         layers,
         tokens,
         width: h,
-        // own products on its tokens, the visual tokens' keys and values, the words' scores, attention
-        forward: 2.0 * layers as f64 * ((layer - (2 * h * h) as f64) * t + (2 * h * h) as f64 * v)
-            + 2.0 * (vocabulary * h) as f64 * t
-            + 2.0 * (h * layers) as f64 * t * (t + 2.0 * v),
+        forward,
         kept: 14 * h + 2 * f,
         worked: 14 * h + 2 * f,
+        turned: 14 * h + 2 * f,
+        again: forward - 2.0 * (vocabulary * h) as f64 * t,
+        input: 1.0,
     }
 }
 
@@ -168,15 +185,19 @@ pub fn ct_vit(sizes: &CtVitConfig, frames: usize) -> Model {
     let layer = (4 * d * inner + 3 * d * hidden + 27 * d) as f64;
     let (patch, codes) = ((sizes.patch_voxels() * d) as f64, (sizes.codebook_size * d) as f64);
     let seen = sizes.spatial_depth as f64 * plane + sizes.temporal_depth as f64 * t as f64;
+    let run = 2.0 * n * layer * layers as f64 + 4.0 * n * inner as f64 * seen;
     Model {
         parameters: layer * layers as f64 + patch + codes,
         learns: true,
         layers,
         tokens: t * gh * gw,
         width: d,
-        forward: 2.0 * n * (layer * layers as f64 + patch + codes) + 4.0 * n * inner as f64 * seen,
+        forward: run + 2.0 * n * (patch + codes),
         kept: 8 * d + 5 * inner + 3 * hidden,
         worked: 8 * d + 5 * inner + 3 * hidden,
+        turned: 8 * d + 5 * inner + 3 * hidden,
+        again: run,
+        input: 1.0,
     }
 }
 
@@ -192,7 +213,9 @@ mod tests {
         // two operations a parameter and token, attention a few percent more, words only where they are learned
         let products = 2.0 * (model.parameters - 2.0 * 131.072e6) * 526.0 + 2.0 * 131.072e6 * 400.0;
         assert!((1.0..1.03).contains(&(model.operations(Pass::Forward) / products)));
-        assert_eq!(model.operations(Pass::Recompute), 3.0 * model.operations(Pass::Forward));
+        // of a layer run again, the product with down is left out: two ninths of its own
+        let again = model.operations(Pass::Recompute) / model.operations(Pass::Train);
+        assert!((1.36..1.40).contains(&again), "{again}");
         assert!(model.held(Pass::Recompute) < model.held(Pass::Train) / 2.0);
     }
 

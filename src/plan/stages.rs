@@ -3,6 +3,7 @@
 use crate::config::{Config, TrainingConfig};
 use crate::decoder::{GenerationConfig, Strategy};
 use crate::text::EncoderConfig;
+use crate::weights::WeightPrecision;
 
 use super::models::{Base, Model, Pass, adapters, bert, ct_vit, llama};
 use super::{Machine, Stage, Studies};
@@ -145,12 +146,15 @@ fn report_llama(config: &Config, base: &Base, studies: Studies) -> Work {
     let text = |tokens: usize| llama(&base.config, visual + PROMPT + tokens, tokens);
     let (typical, longest) = (text(studies.report_tokens.min(stage.max_report_tokens)), text(stage.max_report_tokens));
     let learned = adapters(config, &base.config);
+    // rounded where products are (decoder::Llama)
+    let rounds = config.language.is_none() || stage.precision != WeightPrecision::F32;
+    let here = if rounds { Model { input: 0.5, ..longest } } else { longest };
     let (pass, sequences) = (pass(training), (training.steps * training.batch as u64) as f64);
     let at_once = (training.micro_batch * config.threads.min(training.batch.div_ceil(training.micro_batch))) as f64;
     Work {
         name: "train report --decoder llama",
         disk: checkpoints(training, learned),
-        memory: base.bytes as f64 + LEARNED * learned + 4.0 * longest.held(pass) * at_once,
+        memory: base.bytes as f64 + LEARNED * learned + 4.0 * here.held(pass) * at_once,
         operations: sequences * typical.operations(pass),
         reads: 0.0,
         voxels: 0.0,

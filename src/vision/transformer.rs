@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{D, DType, Device, Tensor};
-use ctscribe_ops::{self as ops, Attention, ConvPadding, Inputs, Precision, transfers};
+use ctscribe_ops::{self as ops, Attention, ConvPadding, Precision, transfers};
 use rand_chacha::ChaCha8Rng;
 
 use crate::Result;
@@ -94,7 +94,7 @@ impl Transformer {
         if self.recompute {
             let inputs: Vec<&Tensor> = [&x].into_iter().chain(bias).collect();
             let again = |layer: Layer| move |inputs: &[Tensor], _: Option<&mut ChaCha8Rng>| layer.forward(&inputs[0], grid, inputs.get(1));
-            x = ops::checkpoint_layers(&inputs, None, self.layers.iter().cloned().map(again).collect(), Inputs::Exact)?;
+            x = ops::checkpoint_layers(&inputs, None, self.layers.iter().cloned().map(again).collect())?;
         } else {
             for layer in &self.layers {
                 x = layer.forward(&x, grid, bias)?;

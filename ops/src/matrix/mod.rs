@@ -270,9 +270,9 @@ impl Matrix {
         self.precision
     }
 
-    /// Whether products round what they multiply, as all but those in f32 do.
-    pub fn rounds(&self) -> bool {
-        self.precision != Precision::F32
+    /// Whether products round what they multiply, and gradients come after them.
+    pub(crate) fn rounds_in_training(&self) -> bool {
+        !self.reading && matches!(self.precision, Precision::Bf16 | Precision::Int16)
     }
 
     /// (out, in).

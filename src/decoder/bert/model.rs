@@ -1,7 +1,7 @@
 //! The network (BertLMHeadModel with cross-attention; reference.md 4.2).
 
 use candle_core::{Device, Tensor};
-use ctscribe_ops::{self as ops, Inputs, transfers};
+use ctscribe_ops::{self as ops, transfers};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
@@ -138,7 +138,7 @@ impl BertDecoder {
                     layer.forward(&inputs[0], (true, mask.as_ref()), Some((&inputs[1], visual_mask.as_ref())), dropout)
                 }
             };
-            return ops::checkpoint_layers(&[&x, visual], dropout, self.layers.iter().cloned().map(again).collect(), Inputs::Exact);
+            return ops::checkpoint_layers(&[&x, visual], dropout, self.layers.iter().cloned().map(again).collect());
         }
         for layer in &self.layers {
             // a view a layer: its two gradients are added first, as those of a layer that is recomputed

@@ -133,6 +133,20 @@ fn a_model_in_a_devices_form_learns_what_the_processors_does() {
 }
 
 #[test]
+fn a_base_of_16_bits_recomputed_gives_the_same_bits() {
+    for dropout in [false, true] {
+        let mut model = adapted(DType::BF16, if dropout { 0.1 } else { 0.0 });
+        let (expected_loss, expected) = learn(&model, dropout, false);
+        model.set_recompute(true);
+        let (loss, found) = learn(&model, dropout, false);
+        assert_eq!(loss.to_bits(), expected_loss.to_bits());
+        for (name, expected) in &expected {
+            assert_eq!(values(&found[name]), values(expected), "dropout {dropout}: {name}");
+        }
+    }
+}
+
+#[test]
 fn what_stands_before_the_first_label_is_left_out_and_changes_nothing() {
     for (form, recompute) in [(away as fn(Llama) -> Llama, false), (away, true), (|model| model, false), (|model| model, true)] {
         let mut model = form(adapted(DType::F32, 0.0));

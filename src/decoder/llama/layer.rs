@@ -114,11 +114,6 @@ impl Layer {
         !self.post_norm.track_op() && [GATE, UP, DOWN].iter().all(|&which| self.projections[which].is_in_place())
     }
 
-    /// Whether all its products are those of frozen matrices that round what they multiply.
-    pub(super) fn rounds(&self) -> bool {
-        (0..PROJECTIONS.len()).all(|which| self.matrix(which).is_some_and(Matrix::rounds))
-    }
-
     /// Projections that are all in place with their adapters, which take rows of x or as many.
     fn in_place<const N: usize>(&self, which: [usize; N], x: &Tensor, mut dropout: Option<&mut ChaCha8Rng>) -> [AdaptedMatrix; N] {
         let rows = x.elem_count() / x.dims().last().copied().unwrap_or(1).max(1);

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Module, Tensor};
 use ctscribe_lora::BaseLinear;
-use ctscribe_ops::{self as ops, Inputs, transfers};
+use ctscribe_ops::{self as ops, transfers};
 use rand_chacha::ChaCha8Rng;
 
 use crate::decoder::labels::labelled;
@@ -71,8 +71,7 @@ impl Llama {
         self.embedding.activation_dtype()
     }
 
-    /// Whether each layer is run again in the backward pass instead of keeping what it computed. Gradients are the same bits; where the layers'
-    /// products are rounded, whether to bf16 or to 16-bit integers, their inputs are kept [rounded](ops::Inputs::Rounded) and gradients the same to 1e-4.
+    /// Whether each layer is run again in the backward pass instead of keeping what it computed; the gradients are the same bits.
     pub fn set_recompute(&mut self, recompute: bool) {
         self.recompute = recompute;
     }
@@ -177,8 +176,7 @@ impl Llama {
                 layer.feed_forward(&x, &config, (first, dropout), true)
             }
         });
-        let rounded = self.layers.iter().all(Layer::rounds);
-        ops::checkpoint_layers(&[x], dropout, layers.collect(), if rounded { Inputs::Rounded } else { Inputs::Exact })
+        ops::checkpoint_layers(&[x], dropout, layers.collect())
     }
 
     /// One layer, of the positions from `first` on, which keeps for its gradient what the model's settings say: its input and the frozen products
