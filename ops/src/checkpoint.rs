@@ -96,11 +96,12 @@ enum Input {
 }
 
 impl Input {
-    fn of(x: Tensor) -> Result<Self> {
+    /// `room`: where it may be kept in half of its bytes.
+    fn of(x: Tensor, room: kept::Fine) -> Result<Self> {
         if !fused(&[&x]) || !x.is_contiguous() {
             return Ok(Input::Whole(x));
         }
-        let fine = kept::Fine::of(&Values::of(&x)?);
+        let fine = room.hold(&Values::of(&x)?);
         Ok(fine.map_or_else(|| Input::Whole(x.clone()), |fine| Input::Fine(fine, x.shape().clone())))
     }
 
@@ -130,6 +131,7 @@ fn run<R: Clone, E: From<Error>, F>(
 ) -> std::result::Result<Ran<R>, E> {
     let (mut inputs, mut steps, mut weights): (Vec<Tensor>, _, Vec<Tensor>) =
         (inputs.iter().map(Tensor::detach).collect(), Vec::new(), Vec::new());
+    let mut rooms = Vec::new();
     for (index, layer) in layers.iter().enumerate() {
         let start = rng.as_deref().cloned();
         let (y, kept) = first(layer, &inputs, rng.as_deref_mut());
@@ -141,7 +143,11 @@ fn run<R: Clone, E: From<Error>, F>(
             }
         }
         let input = std::mem::replace(&mut inputs[0], y.detach());
-        let input = if index > 0 { Some(Input::of(input)?) } else { None };
+        let (values, input) = (input.elem_count(), (index > 0).then(|| Input::of(input, rooms.pop().unwrap_or_default())).transpose()?);
+        if let (1, Some(Input::Fine(..))) = (index, &input) {
+            // all others at once, before the layers leave the heap in pieces
+            rooms.extend(layers.iter().skip(2).map(|_| kept::Fine::room(values)));
+        }
         steps.push(Step { input, rng: start, kept });
     }
     Ok(Ran { y: inputs.swap_remove(0), steps, weights })

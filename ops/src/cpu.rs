@@ -71,8 +71,18 @@ impl Deref for Values<'_> {
 ///
 /// # Safety
 /// `fill` writes every one of them and reads none that it has not written.
-pub unsafe fn written<T>(count: usize, fill: impl FnOnce(&mut [MaybeUninit<T>])) -> Vec<T> {
-    let mut values = Vec::with_capacity(count);
+pub unsafe fn written<T: Copy>(count: usize, fill: impl FnOnce(&mut [MaybeUninit<T>])) -> Vec<T> {
+    // SAFETY: the caller's promise.
+    unsafe { written_in(Vec::new(), count, fill) }
+}
+
+/// As [`written`], in the place of `values`.
+///
+/// # Safety
+/// As that of [`written`].
+pub unsafe fn written_in<T: Copy>(mut values: Vec<T>, count: usize, fill: impl FnOnce(&mut [MaybeUninit<T>])) -> Vec<T> {
+    values.clear();
+    values.reserve_exact(count);
     fill(&mut values.spare_capacity_mut()[..count]);
     // SAFETY: the caller's promise.
     unsafe { values.set_len(count) };

@@ -4,6 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::cpu::{Values, fused, made_in_pieces, rows_a_piece, values};
+use crate::norm::{rms_gradient, rms_norm, rms_rows};
 use crate::simd::{exp, exp_and_sum, largest, sum_of, vectorised};
 use crate::transfers::host_values;
 use crate::{Matrix, composed};
@@ -37,11 +38,30 @@ pub fn linear_cross_entropy(hidden: &Tensor, head: &Matrix, targets: &Tensor, we
         bail!("cross-entropy: rows of {width} values, a head of {inputs}");
     }
     let labels = Labels::read(targets, weights, n, vocabulary)?;
-    let counted: Vec<usize> = (0..n).filter(|&row| labels.weights[row] != 0.0).collect();
     let source = hidden.detach().contiguous()?;
-    let source = Values::of(&source)?;
+    let (loss, gradient) = linear_loss(&Values::of(&source)?, head, &labels, hidden.track_op());
+    scalar_with_gradient(hidden, loss, gradient)
+}
+
+/// [`linear_cross_entropy`] of rms_norm(x, norm) with a frozen norm, as one operation: nothing of the norm is kept. x: (N, D), norm: (D) -> scalar.
+pub fn normed_cross_entropy(x: &Tensor, (norm, eps): (&Tensor, f64), head: &Matrix, [targets, weights]: [&Tensor; 2]) -> Result<Tensor> {
+    let (n, width) = x.dims2()?;
+    if norm.track_op() || !fused(&[x, norm, weights]) || !head.in_place() || (head.size().1, norm.elem_count()) != (width, width) {
+        return linear_cross_entropy(&rms_norm(x, norm, eps)?, head, targets, weights);
+    }
+    let labels = Labels::read(targets, weights, n, head.size().0)?;
+    let (source, norm) = (x.detach().contiguous()?, norm.detach().contiguous()?);
+    let (source, norm) = (Values::of(&source)?, Values::of(&norm)?);
+    let (loss, gradient) = linear_loss(&rms_rows(&source, &norm, eps as f32), head, &labels, x.track_op());
+    scalar_with_gradient(x, loss, gradient.map(|gradient| rms_gradient(&source, &norm, &gradient, eps as f32)))
+}
+
+/// The loss of rows of `source`, and where it is asked for their gradient.
+fn linear_loss(source: &[f32], head: &Matrix, labels: &Labels, asked: bool) -> (f64, Option<Vec<f32>>) {
+    let ((vocabulary, width), n) = (head.size(), labels.weights.len());
+    let counted: Vec<usize> = (0..n).filter(|&row| labels.weights[row] != 0.0).collect();
     let mut loss = 0.0;
-    let mut gradient = hidden.track_op().then(|| vec![0.0; n * width]);
+    let mut gradient = asked.then(|| vec![0.0; n * width]);
     for rows in even_chunks(&counted, (CHUNK / vocabulary.max(1)).clamp(1, 1024)) {
         let labels = labels.only(rows);
         let mut hidden = Vec::with_capacity(rows.len() * width);
@@ -56,7 +76,7 @@ pub fn linear_cross_entropy(hidden: &Tensor, head: &Matrix, targets: &Tensor, we
             gradient[row * width..][..width].copy_from_slice(dhidden);
         }
     }
-    scalar_with_gradient(hidden, loss, gradient)
+    (loss, gradient)
 }
 
 /// The rows in as few chunks of at most `limit` as there can be, of one size but the last: none is left with a handful.

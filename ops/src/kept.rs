@@ -13,7 +13,7 @@ use std::vec::IntoIter;
 use candle_core::Result;
 use rayon::prelude::*;
 
-use crate::cpu::{PIECE, cleared, for_pieces, made_in_pieces, written};
+use crate::cpu::{PIECE, cleared, for_pieces, made_in_pieces, written, written_in};
 use crate::gemm::Precision;
 use crate::matrix::widen;
 use crate::simd::{MAGIC, largest_magnitude, vectorised};
@@ -143,6 +143,7 @@ impl Values {
 }
 
 /// f32 of a grid, in half of its bytes: integers of 16 bits, a power of two for each [`Fine::BLOCK`] values.
+#[derive(Default)]
 pub struct Fine {
     words: Vec<i16>,
     /// Each block's power of two, as f32's bits have it.
@@ -157,13 +158,19 @@ impl Fine {
         for_pieces(values, PIECE, |_, values| to_grid(values));
     }
 
-    /// Values that all lie on the grid; `None` where one does not.
-    pub fn of(values: &[f32]) -> Option<Self> {
+    /// Room for `count` values.
+    pub fn room(count: usize) -> Self {
+        Fine { words: Vec::with_capacity(count), exponents: Vec::with_capacity(count.div_ceil(Self::BLOCK)) }
+    }
+
+    /// Values that all lie on the grid, in this place; `None` where one does not.
+    pub fn hold(self, values: &[f32]) -> Option<Self> {
         let first = &values[..values.len().min(Self::BLOCK)];
         if !pack(first, &mut [0; Self::BLOCK][..first.len()], &mut [0]) {
             return None;
         }
-        let (exact, mut exponents) = (AtomicBool::new(true), Vec::new());
+        let Fine { words, mut exponents } = self;
+        let exact = AtomicBool::new(true);
         let work = |((words, exponents), values): ((&mut [MaybeUninit<i16>], &mut [MaybeUninit<u8>]), &[f32])| {
             if !pack(values, cleared(words), cleared(exponents)) {
                 exact.store(false, Ordering::Relaxed);
@@ -171,8 +178,8 @@ impl Fine {
         };
         // SAFETY: the pieces, which are whole blocks but for the last one's, are all there is of both.
         let words = unsafe {
-            written(values.len(), |words| {
-                exponents = written(values.len().div_ceil(Self::BLOCK), |exponents| {
+            written_in(words, values.len(), |words| {
+                exponents = written_in(std::mem::take(&mut exponents), values.len().div_ceil(Self::BLOCK), |exponents| {
                     let exponents = exponents.par_chunks_mut(PIECE / Self::BLOCK);
                     words.par_chunks_mut(PIECE).zip(exponents).zip(values.par_chunks(PIECE)).for_each(work);
                 });
@@ -300,7 +307,7 @@ mod tests {
             let values: Vec<f32> = (0..count).map(|i| size(i) * noise(i)).collect();
             let mut rounded = values.clone();
             Fine::round(&mut rounded);
-            let kept = Fine::of(&rounded).expect("they are on the grid").widened();
+            let kept = Fine::default().hold(&rounded).expect("they are on the grid").widened();
             assert_eq!(bits(&kept), bits(&rounded));
             for (block, found) in values.chunks(Fine::BLOCK).zip(rounded.chunks(Fine::BLOCK)) {
                 let largest = block.iter().fold(0f32, |a, b| a.max(b.abs()));
@@ -308,17 +315,17 @@ mod tests {
                     assert!((value - found).abs() <= largest / 32_768.0 || largest < 1e-33, "{value}: {found} beside {largest}");
                 }
             }
-            assert!(count < 31 || Fine::of(&values).is_none(), "values beside the grid are not kept");
+            assert!(count < 31 || Fine::default().hold(&values).is_none(), "values beside the grid are not kept");
         }
         // just below a power of two: the integer would be 2^15
         let mut largest = [2.0 - f32::EPSILON, 0.1];
         Fine::round(&mut largest);
         assert_eq!(largest[0], 32_767.0 / 16_384.0);
-        assert_eq!(bits(&Fine::of(&largest).unwrap().widened()), bits(&largest));
+        assert_eq!(bits(&Fine::default().hold(&largest).unwrap().widened()), bits(&largest));
         for broken in [f32::NAN, f32::INFINITY] {
             let mut values = [1.000_001, broken, 2.0];
             Fine::round(&mut values);
-            assert!(values[0] == 1.000_001 && !values[1].is_finite() && Fine::of(&values).is_none());
+            assert!(values[0] == 1.000_001 && !values[1].is_finite() && Fine::default().hold(&values).is_none());
         }
     }
 

@@ -56,7 +56,7 @@ pub use awake::{GRADIENT_STACK, awake};
 pub use bert_block::BertBlock;
 pub use checkpoint::{checkpoint, checkpoint_keeping_products, checkpoint_layers};
 pub use conv3d::{ConvPadding, depthwise_conv3d};
-pub use cross_entropy::{cross_entropy, linear_cross_entropy};
+pub use cross_entropy::{cross_entropy, linear_cross_entropy, normed_cross_entropy};
 pub use dropout::{DropoutMask, dropout};
 pub use encoder_block::{EncoderBlock, EncoderWeights};
 pub use feed_forward::{closing_feed_forward, gated_feed_forward};

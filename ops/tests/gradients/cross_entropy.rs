@@ -34,6 +34,20 @@ fn linear_cross_entropy_equals_the_loss_of_whole_logits() {
 }
 
 #[test]
+fn normed_cross_entropy_equals_norm_and_loss_and_leaves_a_norm_that_learns_to_them() {
+    for (n, d, v) in [(1, 3, 4), (20, 16, 50), (33, 48, 300)] {
+        let ((targets, weights), head) = (labels(n, v), noise(&[v, d], 2));
+        let (frozen, matrix) = (noise(&[d], 3), Matrix::from_tensor(&head).unwrap());
+        let composed = |x: &Tensor, norm: &Tensor| {
+            composed::cross_entropy(&composed::linear(&composed::rms_norm(x, norm, 1e-5)?, &head, None)?, &targets, &weights)
+        };
+        let loss = |x: &Tensor, norm: &Tensor| ops::normed_cross_entropy(x, (norm, 1e-5), &matrix, [&targets, &weights]);
+        check("normed cross-entropy", &[noise(&[n, d], 1)], &|x| loss(&x[0], &frozen), &|x| composed(&x[0], &frozen));
+        check("with a norm that learns", &[noise(&[n, d], 1), frozen.clone()], &|x| loss(&x[0], &x[1]), &|x| composed(&x[0], &x[1]));
+    }
+}
+
+#[test]
 fn ignored_rows_and_the_frozen_head_get_no_gradient() {
     let (targets, weights) = labels(6, 5);
     let (x, head) = (Var::from_tensor(&noise(&[6, 3], 1)).unwrap(), Var::from_tensor(&noise(&[5, 3], 2)).unwrap());

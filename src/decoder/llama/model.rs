@@ -132,11 +132,12 @@ impl Llama {
     /// embeddings: (B, L, D) at positions 0..L; key_mask: (B, L), 1 where a position may be attended to -> (B, L, D) after the last norm.
     /// `dropout`: the generator of a training step, for the adapters.
     pub fn forward(&self, embeddings: &Tensor, key_mask: Option<&Tensor>, dropout: Option<&mut ChaCha8Rng>) -> Result<Tensor> {
-        self.forward_from(0, embeddings, key_mask, dropout)
+        let x = self.through_layers(0, embeddings, key_mask, dropout)?;
+        Ok(ops::rms_norm(&x, &self.norm, self.config.rms_norm_eps)?)
     }
 
-    /// As [`Self::forward`], of the positions from `first` on: the last layer's feed-forward block computes no others.
-    fn forward_from(
+    /// What the last norm gets of the positions from `first` on: the last layer's feed-forward block computes no others.
+    fn through_layers(
         &self,
         first: usize,
         embeddings: &Tensor,
@@ -147,16 +148,14 @@ impl Llama {
         self.check_length(length)?;
         let (cos, sin) = (self.cos.narrow(0, 0, length)?, self.sin.narrow(0, 0, length)?);
         let from = |index: usize| if index + 1 == self.layers.len() { first } else { 0 };
-        let x = if self.recompute {
-            self.recomputed(from, embeddings, (&cos, &sin), key_mask, dropout)?
-        } else {
-            let mut x = embeddings.clone();
-            for (index, layer) in self.layers.iter().enumerate() {
-                x = self.through((layer, from(index)), &x, (&cos, &sin), key_mask, dropout.as_deref_mut())?;
-            }
-            x
-        };
-        Ok(ops::rms_norm(&x, &self.norm, self.config.rms_norm_eps)?)
+        if self.recompute {
+            return self.recomputed(from, embeddings, (&cos, &sin), key_mask, dropout);
+        }
+        let mut x = embeddings.clone();
+        for (index, layer) in self.layers.iter().enumerate() {
+            x = self.through((layer, from(index)), &x, (&cos, &sin), key_mask, dropout.as_deref_mut())?;
+        }
+        Ok(x)
     }
 
     /// All layers, each of the positions from `from(its place)` on, of which nothing is kept but their inputs.
@@ -278,24 +277,24 @@ impl Llama {
     ) -> Result<Tensor> {
         let before = |row: &Vec<f32>| row.iter().position(|weight| *weight != 0.0);
         let first = weights.iter().filter_map(before).min().unwrap_or(0);
-        let hidden = self.forward_from(first, embeddings, None, dropout)?;
-        self.loss_sum(&hidden, &behind(targets, first), &behind(weights, first))
+        let (x, norm) = (self.through_layers(first, embeddings, None, dropout)?, (&self.norm, self.config.rms_norm_eps));
+        let (targets, weights) = (behind(targets, first), behind(weights, first));
+        match &self.head {
+            Projection::Frozen(head) => {
+                let (rows, ids, values) = labelled_rows(&x, &targets, &weights)?;
+                Ok(ops::normed_cross_entropy(&rows, norm, head, [&ids, &values])?)
+            }
+            Projection::Trained(_) => self.loss_sum(&ops::rms_norm(&x, norm.0, norm.1)?, &targets, &weights),
+        }
     }
 
     /// Next-token loss. hidden: (B, L, D); targets: (B, L), the id that position i should give next; weights: (B, L), 0 where it does not count.
     /// -> the weighted sum over all positions.
     pub fn loss_sum(&self, hidden: &Tensor, targets: &[Vec<u32>], weights: &[Vec<f32>]) -> Result<Tensor> {
-        let (_, _, dim) = hidden.dims3()?;
-        let labelled = labelled(targets, weights)?;
-        let [rows, ids, values] = labelled.upload(hidden.device())?;
-        let hidden = hidden.contiguous()?.reshape(((), dim))?;
-        let hidden = match labelled.run() {
-            Some(first) => hidden.narrow(0, first, labelled.rows.len())?,
-            None => hidden.index_select(&rows, 0)?,
-        };
+        let (rows, ids, values) = labelled_rows(hidden, targets, weights)?;
         Ok(match &self.head {
-            Projection::Frozen(head) => ops::linear_cross_entropy(&hidden, head, &ids, &values)?,
-            Projection::Trained(_) => ops::cross_entropy(&self.logits(&hidden)?, &ids, &values)?,
+            Projection::Frozen(head) => ops::linear_cross_entropy(&rows, head, &ids, &values)?,
+            Projection::Trained(_) => ops::cross_entropy(&self.logits(&rows)?, &ids, &values)?,
         })
     }
 
@@ -306,6 +305,19 @@ impl Llama {
         }
         Ok(())
     }
+}
+
+/// The labelled rows of x (B, L, D), their ids and weights.
+fn labelled_rows(x: &Tensor, targets: &[Vec<u32>], weights: &[Vec<f32>]) -> Result<(Tensor, Tensor, Tensor)> {
+    let (_, _, dim) = x.dims3()?;
+    let labelled = labelled(targets, weights)?;
+    let [rows, ids, values] = labelled.upload(x.device())?;
+    let x = x.contiguous()?.reshape(((), dim))?;
+    let x = match labelled.run() {
+        Some(first) => x.narrow(0, first, labelled.rows.len())?,
+        None => x.index_select(&rows, 0)?,
+    };
+    Ok((x, ids, values))
 }
 
 /// What each row holds from its place `first` on.
