@@ -143,10 +143,10 @@ fn run<R: Clone, E: From<Error>, F>(
             }
         }
         let input = std::mem::replace(&mut inputs[0], y.detach());
-        let (values, input) = (input.elem_count(), (index > 0).then(|| Input::of(input, rooms.pop().unwrap_or_default())).transpose()?);
-        if let (1, Some(Input::Fine(..))) = (index, &input) {
+        let input = if index > 0 { Some(Input::of(input, rooms.pop().unwrap_or_default())?) } else { None };
+        if let (1, Some(Input::Fine(_, shape))) = (index, &input) {
             // all others at once, before the layers leave the heap in pieces
-            rooms.extend(layers.iter().skip(2).map(|_| kept::Fine::room(values)));
+            rooms.extend(layers.iter().skip(2).map(|_| kept::Fine::room(shape.elem_count())));
         }
         steps.push(Step { input, rng: start, kept });
     }
