@@ -171,8 +171,8 @@ impl Fine {
         }
         let Fine { words, mut exponents } = self;
         let exact = AtomicBool::new(true);
-        let work = |((words, exponents), values): ((&mut [MaybeUninit<i16>], &mut [MaybeUninit<u8>]), &[f32])| {
-            if !pack(values, cleared(words), cleared(exponents)) {
+        let work = |i: usize, words: &mut [MaybeUninit<i16>], exponents: &mut [MaybeUninit<u8>]| {
+            if !pack(&values[i * PIECE..][..words.len()], cleared(words), cleared(exponents)) {
                 exact.store(false, Ordering::Relaxed);
             }
         };
@@ -180,8 +180,8 @@ impl Fine {
         let words = unsafe {
             written_in(words, values.len(), |words| {
                 exponents = written_in(std::mem::take(&mut exponents), values.len().div_ceil(Self::BLOCK), |exponents| {
-                    let exponents = exponents.par_chunks_mut(PIECE / Self::BLOCK);
-                    words.par_chunks_mut(PIECE).zip(exponents).zip(values.par_chunks(PIECE)).for_each(work);
+                    let pieces = words.par_chunks_mut(PIECE).zip(exponents.par_chunks_mut(PIECE / Self::BLOCK));
+                    pieces.enumerate().for_each(|(i, (words, exponents))| work(i, words, exponents));
                 });
             })
         };
