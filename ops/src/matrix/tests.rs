@@ -1,4 +1,5 @@
 use super::*;
+use crate::few::FEW_ROWS;
 use candle_core::Var;
 
 fn noise(rows: usize, columns: usize) -> Tensor {
