@@ -71,7 +71,7 @@ impl Deref for Values<'_> {
 ///
 /// # Safety
 /// `fill` writes every one of them and reads none that it has not written.
-pub unsafe fn written<T: Copy>(count: usize, fill: impl FnOnce(&mut [MaybeUninit<T>])) -> Vec<T> {
+pub unsafe fn written<T>(count: usize, fill: impl FnOnce(&mut [MaybeUninit<T>])) -> Vec<T> {
     // SAFETY: the caller's promise.
     unsafe { written_in(Vec::new(), count, fill) }
 }
@@ -80,7 +80,7 @@ pub unsafe fn written<T: Copy>(count: usize, fill: impl FnOnce(&mut [MaybeUninit
 ///
 /// # Safety
 /// As that of [`written`].
-pub unsafe fn written_in<T: Copy>(mut values: Vec<T>, count: usize, fill: impl FnOnce(&mut [MaybeUninit<T>])) -> Vec<T> {
+pub unsafe fn written_in<T>(mut values: Vec<T>, count: usize, fill: impl FnOnce(&mut [MaybeUninit<T>])) -> Vec<T> {
     values.clear();
     values.reserve_exact(count);
     fill(&mut values.spare_capacity_mut()[..count]);

@@ -16,8 +16,9 @@ use crate::simd::{sigmoid, vectorised};
 /// all in the host's memory, f32 -> (..., C).
 ///
 /// Gradients go to x and to the adapters: norm and matrices are frozen. Where gate and up multiply in bf16, what they give is rounded to it and
-/// kept so; where they are [for reading](crate::Matrix::for_reading), it is not. Where down rounds what it multiplies and is not for reading, what comes out is rounded to
-/// 2^-15 of the largest of each 32 values, a hundredth of bf16's step: [`crate::checkpoint_layers`] keeps such values in half of their bytes.
+/// kept so; where they are [for reading](crate::Matrix::for_reading), it is not. Where down rounds what it multiplies and is not for reading, what
+/// comes out is rounded to 2^-15 of the largest of each 32 values, a hundredth of bf16's step: [`crate::checkpoint_layers`] keeps such values in half
+/// of their bytes.
 pub fn gated_feed_forward(x: &Tensor, norm: &Tensor, eps: f64, projections: [AdaptedMatrix; 3]) -> Result<Tensor> {
     feed_forward(x, norm, eps, projections, false)
 }
@@ -104,6 +105,12 @@ enum Inner {
     Pairs(Vec<f32>),
 }
 
+/// silu(gate) * up.
+fn activated(mut gate: Vec<f32>, up: &[f32]) -> Vec<f32> {
+    for_pieces(&mut gate, PIECE, |i, gate| activate(gate, &up[i * PIECE..]));
+    gate
+}
+
 impl Inner {
     /// What is kept of gate and up, rounded, and room for as many values as each has, where there is some left.
     fn of([mut gate, mut up]: [Vec<f32>; 2], precision: [Precision; 2]) -> (Inner, Vec<f32>) {
@@ -117,29 +124,22 @@ impl Inner {
         (Inner::Whole([gate, up]), Vec::new())
     }
 
-    /// silu(gate) * up, in `room` if there is as much.
+    /// silu(gate) * up, of pairs in `room` if there is as much.
     fn activated(&self, mut room: Vec<f32>) -> Vec<f32> {
         match self {
-            Inner::Whole([gate, up]) => {
-                room.clear();
-                room.extend_from_slice(gate);
-                for_pieces(&mut room, PIECE, |i, gate| activate(gate, &up[i * PIECE..]));
-            }
+            Inner::Whole([gate, up]) => activated(gate.clone(), up),
             Inner::Pairs(pairs) => {
                 room.resize(pairs.len(), 0.0);
                 for_pieces(&mut room, PIECE, |i, out| activate_pairs(&pairs[i * PIECE..], out));
+                room
             }
         }
-        room
     }
 
     /// The same of what is not kept.
     fn into_activated(self, room: Vec<f32>) -> Vec<f32> {
         match self {
-            Inner::Whole([mut gate, up]) => {
-                for_pieces(&mut gate, PIECE, |i, gate| activate(gate, &up[i * PIECE..]));
-                gate
-            }
+            Inner::Whole([gate, up]) => activated(gate, &up),
             pairs => pairs.activated(room),
         }
     }

@@ -224,7 +224,7 @@ impl Matrix {
             right.is_small();
         }
         let rows = bf12::pack(&right, self.size.0)?;
-        bytes.release(range.clone());
+        self.release();
         let (order, range) = (Some(rows.starts.as_slice().into()), 0..rows.as_ref().len());
         let rows = Rows::Host { bytes: Arc::new(rows), range, order };
         let made = Made { small: self.made.small.clone(), ..Made::default() };

@@ -12,7 +12,7 @@ use crate::gemm::{Out, PackedRight, Precision, Right, packed_products};
 use crate::kept;
 use crate::linear::output_shape;
 
-/// Rows up to which they are multiplied by such a packed matrix; they are packed by one core.
+/// Rows up to which they are multiplied by a small matrix's packed copy; they are packed by one core.
 const PACKED_ROWS: usize = 256;
 
 impl Matrix {

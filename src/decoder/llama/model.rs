@@ -117,16 +117,16 @@ impl Llama {
     fn rows(&self, ids: &Tensor) -> Result<Tensor> {
         /// Rows of a file that are read before it may leave memory: each comes with sixteen pages of others that nobody asks for.
         const TOGETHER: usize = 64;
-        let count = ids.dim(0)?;
-        if count <= ops::FEW_ROWS || self.config.tie_word_embeddings {
-            return Ok(self.embedding.rows(ids)?);
-        }
-        let part = |first: usize| {
-            let rows = self.embedding.rows(&ids.narrow(0, first, TOGETHER.min(count - first))?);
-            self.embedding.release();
+        let frozen = match &self.embedding {
+            Projection::Frozen(matrix) if matrix.in_place() && ids.dim(0)? > ops::FEW_ROWS && !self.config.tie_word_embeddings => matrix,
+            embedding => return Ok(embedding.rows(ids)?),
+        };
+        let part = |ids: &[u32]| {
+            let rows = frozen.rows(ids);
+            frozen.release();
             rows
         };
-        Ok(Tensor::cat(&(0..count).step_by(TOGETHER).map(part).collect::<candle_core::Result<Vec<_>>>()?, 0)?)
+        Ok(Tensor::cat(&transfers::host_values(ids)?.chunks(TOGETHER).map(part).collect::<candle_core::Result<Vec<_>>>()?, 0)?)
     }
 
     /// embeddings: (B, L, D) at positions 0..L; key_mask: (B, L), 1 where a position may be attended to -> (B, L, D) after the last norm.
@@ -163,19 +163,28 @@ impl Llama {
         &self,
         from: impl Fn(usize) -> usize,
         x: &Tensor,
-        (cos, sin): (&Tensor, &Tensor),
+        tables: (&Tensor, &Tensor),
         key_mask: Option<&Tensor>,
         dropout: Option<&mut ChaCha8Rng>,
     ) -> Result<Tensor> {
-        let layers = self.layers.iter().enumerate().map(|(index, layer)| {
-            let (layer, config, first) = (layer.clone(), self.config.clone(), from(index));
-            let (cos, sin, key_mask) = (cos.clone(), sin.clone(), key_mask.cloned());
-            move |x: &[Tensor], mut dropout: Option<&mut ChaCha8Rng>| {
-                let x = layer.attend(&x[0], &config, (&cos, &sin), key_mask.as_ref(), dropout.as_deref_mut())?;
-                layer.feed_forward(&x, &config, (first, dropout), true)
-            }
-        });
-        ops::checkpoint_layers(&[x], dropout, layers.collect())
+        let block = |(index, layer)| self.block((layer, from(index)), tables, key_mask, true);
+        ops::checkpoint_layers(&[x], dropout, self.layers.iter().enumerate().map(block).collect())
+    }
+
+    /// One layer of the positions from `first` on, or its attention alone, as a block that can be run again.
+    fn block(
+        &self,
+        (layer, first): (&Layer, usize),
+        tables: (&Tensor, &Tensor),
+        key_mask: Option<&Tensor>,
+        whole: bool,
+    ) -> impl Fn(&[Tensor], Option<&mut ChaCha8Rng>) -> Result<Tensor> + Send + Sync + use<> {
+        let (layer, config, key_mask) = (layer.clone(), self.config.clone(), key_mask.cloned());
+        let (cos, sin) = (tables.0.clone(), tables.1.clone());
+        move |x, mut dropout| {
+            let x = layer.attend(&x[0], &config, (&cos, &sin), key_mask.as_ref(), dropout.as_deref_mut())?;
+            if whole { layer.feed_forward(&x, &config, (first, dropout), true) } else { Ok(x) }
+        }
     }
 
     /// One layer, of the positions from `first` on, which keeps for its gradient what the model's settings say: its input and the frozen products
@@ -192,12 +201,7 @@ impl Llama {
         if !self.head.keeps_products() || fused && layer.attends_in_place() {
             return layer.forward(x, &self.config, tables, key_mask, (first, dropout));
         }
-        let (inner, config, key_mask) = (layer.clone(), self.config.clone(), key_mask.cloned());
-        let (cos, sin) = (tables.0.clone(), tables.1.clone());
-        let block = move |x: &[Tensor], mut dropout: Option<&mut ChaCha8Rng>| {
-            let x = inner.attend(&x[0], &config, (&cos, &sin), key_mask.as_ref(), dropout.as_deref_mut())?;
-            if fused { Ok(x) } else { inner.feed_forward(&x, &config, (first, dropout), true) }
-        };
+        let block = self.block((layer, first), tables, key_mask, !fused);
         let x = ops::checkpoint_keeping_products(&[x], dropout.as_deref_mut(), block)?;
         // it keeps what it needs by itself
         if fused { layer.feed_forward(&x, &self.config, (first, dropout), false) } else { Ok(x) }

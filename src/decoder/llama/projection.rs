@@ -55,13 +55,6 @@ impl Projection {
         }
     }
 
-    /// See [`Matrix::release`].
-    pub fn release(&self) {
-        if let Projection::Frozen(matrix) = self {
-            matrix.release();
-        }
-    }
-
     /// The type of what it multiplies.
     pub fn activation_dtype(&self) -> DType {
         match self {
