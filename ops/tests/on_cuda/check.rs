@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 
 /// The first CUDA device, or None and a word on stderr.
 pub fn device() -> Option<Device> {
-    match Device::new_cuda(0) {
+    match Device::new_cuda_with_stream(0) {
         Ok(device) => Some(device),
         Err(e) => {
             eprintln!("no CUDA device, nothing was compared: {e}");
