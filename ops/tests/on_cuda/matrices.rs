@@ -4,20 +4,27 @@ use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
+use ctscribe_ops::cuda::QuantisedWeight;
 use ctscribe_ops::{Bytes, Format, Matrix, Precision, linear_cross_entropy};
 
 use super::check::{agrees, device, random};
+
+const QUANTISED: [(Format, GgmlDType); 3] = [(Format::Q8_0, GgmlDType::Q8_0), (Format::Q4K, GgmlDType::Q4K), (Format::Q6K, GgmlDType::Q6K)];
+
+/// The blocks of a matrix.
+fn blocks(values: &Tensor, kind: GgmlDType) -> Vec<u8> {
+    QTensor::quantize(values, kind).unwrap().data().unwrap().into_owned()
+}
 
 /// A matrix (out, in) in each format, in the host's memory.
 fn matrices(outputs: usize, inputs: usize) -> Vec<Matrix> {
     let values = random(&[outputs, inputs], 7);
     let plain = [DType::F32, DType::F16, DType::BF16].map(|dtype| Matrix::from_tensor(&values.to_dtype(dtype).unwrap()).unwrap());
-    let quantised =
-        [(Format::Q8_0, GgmlDType::Q8_0), (Format::Q4K, GgmlDType::Q4K), (Format::Q6K, GgmlDType::Q6K)].map(|(format, kind)| {
-            let bytes: Bytes = Arc::new(QTensor::quantize(&values, kind).unwrap().data().unwrap().into_owned());
-            let length = (*bytes).as_ref().len();
-            Matrix::new(bytes, 0..length, format, (outputs, inputs)).unwrap()
-        });
+    let quantised = QUANTISED.map(|(format, kind)| {
+        let bytes: Bytes = Arc::new(blocks(&values, kind));
+        let length = (*bytes).as_ref().len();
+        Matrix::new(bytes, 0..length, format, (outputs, inputs)).unwrap()
+    });
     plain.into_iter().chain(quantised).map(|matrix| matrix.with_precision(Precision::F32)).collect()
 }
 
@@ -51,6 +58,22 @@ fn matrices_multiply_and_give_their_rows_alike() {
         let (found, expected) = (there.rows(&[63, 0, 63]).unwrap().to_device(&Device::Cpu).unwrap(), host.rows(&[63, 0, 63]).unwrap());
         let largest = (found - expected).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
         assert!(largest <= if dtype == DType::F32 { 0.0 } else { 1.0 / 256.0 }, "{host:?}: {largest}");
+    }
+}
+
+/// A model passes bf16 on; the kernels take f16 as well.
+#[test]
+fn quantised_weights_multiply_f16() {
+    let Some(device) = device() else { return };
+    let values = random(&[64, 512], 7);
+    for (format, kind) in QUANTISED {
+        let (bytes, exact) = (blocks(&values, kind), QTensor::quantize(&values, kind).unwrap().dequantize(&Device::Cpu).unwrap());
+        let there = QuantisedWeight::new(&Tensor::new(bytes.as_slice(), &device).unwrap(), format, (64, 512)).unwrap();
+        for rows in [1, 37] {
+            agrees(&format!("{format}"), &device, DType::F16, &[random(&[rows, 512], 1)], &|x| {
+                if x[0].device().is_cpu() { x[0].matmul(&exact.t()?) } else { there.linear(&x[0], None) }
+            });
+        }
     }
 }
 
