@@ -1,4 +1,4 @@
-// Attention of one query a sequence against its key-value cache, as in generation.
+// Attention of one query a sequence against its key-value cache, as in generation, and writing into that cache.
 //
 // One query gives a tile of keys no reuse, so the work is a read of the cache: 2 M D values a key-value head, and the time is that of the
 // memory. To occupy the device the keys are split over blocks, each with its own softmax; a second kernel brings the parts to one maximum
@@ -54,6 +54,22 @@ __device__ void part(Heads<const T> q, Heads<const T> k, Heads<const T> v, float
   if (threadIdx.x == 0) log_sums[row] = largest + log2f(total);
 }
 
+// New keys and values (B, H', L, D) go to their places among those of the cache, (B, H', room, D): the last L of the `lengths[b]` that the sequence
+// then has. Where they belong is read from memory, so that the same launch serves every token. Grid: ceil(count / THREADS), count = B H' L D / 4.
+template <class T>
+__device__ void write(Heads<const T> k, Heads<const T> v, Heads<T> keys, Heads<T> values, const int *lengths, int heads, int length, int width,
+                      int64 count) {
+  const int64 piece = int64(blockIdx.x) * THREADS + threadIdx.x;
+  if (piece >= count) return;
+  const int column = piece % (width / 4) * 4, row = piece / (width / 4) % length;
+  const int64 head = piece / (width / 4) / length, batch = head / heads, place = lengths[batch] - length + row;
+  auto move = [&](const Heads<const T> &from, const Heads<T> &to) {
+    *reinterpret_cast<Vector<T, 4> *>(to.values + batch * to.batch + head % heads * to.head + place * to.row + column) =
+        *reinterpret_cast<const Vector<T, 4> *>(from.values + batch * from.batch + head % heads * from.head + row * from.row + column);
+  };
+  move(k, keys), move(v, values);
+}
+
 // The parts' mean, each weighted by its own sum. Grid: (H, B), a thread for each of the D columns, whole warps.
 template <class T>
 __device__ void combine(const float *outputs, const float *log_sums, int parts, int width, Heads<T> o, const AttentionShape &shape) {
@@ -78,6 +94,10 @@ __device__ void combine(const float *outputs, const float *log_sums, int parts, 
   }
 #define DECODE_WIDTHS(NAME, T)                                                                                                        \
   DECODE(NAME, T, 32) DECODE(NAME, T, 64) DECODE(NAME, T, 80) DECODE(NAME, T, 128)                                                    \
+  extern "C" __global__ void __launch_bounds__(decode::THREADS) attention_write_##NAME(                                              \
+      Heads<const T> k, Heads<const T> v, Heads<T> keys, Heads<T> values, const int *lengths, int heads, int length, int width, int64 count) { \
+    decode::write<T>(k, v, keys, values, lengths, heads, length, width, count);                                                       \
+  }                                                                                                                                   \
   extern "C" __global__ void __launch_bounds__(128) attention_combine_##NAME(const float *outputs, const float *log_sums, int parts,  \
                                                                              int width, Heads<T> o, AttentionShape shape) {           \
     decode::combine<T>(outputs, log_sums, parts, width, o, shape);                                                                           \

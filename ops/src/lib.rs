@@ -43,6 +43,7 @@ mod nearest;
 mod norm;
 mod patches;
 mod product;
+mod replay;
 mod residual;
 mod rope;
 mod simd;
@@ -50,7 +51,7 @@ mod softmax;
 pub mod transfers;
 
 pub use activation::{geglu, geglu_halves, gelu, swiglu};
-pub use attention::{Attention, attend_few, attention, attention_with_weights};
+pub use attention::{Attention, attend_cached, attend_few, attention, attention_with_weights, caches_on_device};
 pub use attention_block::{AttentionBlock, attention_block};
 pub use awake::{GRADIENT_STACK, awake};
 pub use bert_block::BertBlock;
@@ -69,5 +70,6 @@ pub use memory::{keep_elementwise_work_on_its_thread, keep_heaps_beside, keep_on
 pub use nearest::nearest_rows;
 pub use norm::{l2_normalize, l2_normalize_scaled, layer_norm, rms_norm};
 pub use patches::{patch_tokens, patches};
+pub use replay::Replays;
 pub use rope::{rope, rope_tables};
 pub use softmax::softmax;

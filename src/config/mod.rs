@@ -40,6 +40,9 @@ pub struct Config {
     pub threads: usize,
     /// Where models lie and are computed. No part of [`Config::sha256`]: a run goes on on another device, and ends the same but for rounding.
     pub device: DeviceName,
+    /// Whether, on a CUDA device, passes of LLaMA that come again while it writes are replayed as CUDA graphs. No part of the hash either.
+    #[serde(default = "cuda_graphs")]
+    pub cuda_graphs: bool,
     /// The synthetic dataset that `demo` and `phantom` draw; null: none.
     pub phantoms: Option<PhantomConfig>,
     /// Which studies, which text.
@@ -60,6 +63,10 @@ pub struct Config {
     pub llama: LlamaStage,
     /// Stage two with the BERT decoder.
     pub bert: BertStage,
+}
+
+fn cuda_graphs() -> bool {
+    true
 }
 
 /// The text side of stage one.

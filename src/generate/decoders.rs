@@ -183,6 +183,7 @@ pub fn open_decoder(config: &Config, run: &Path, kind: DecoderKind, adapter: Opt
     if let crate::decoder::Network::Llama { model, .. } = assembled.decoder.network_mut() {
         model.load_adapter(adapter.unwrap_or(&run_adapter(run)))?;
         model.set_writing(room_to_pack());
+        model.set_replayed(config.cuda_graphs);
         let drafts = draft_file(run);
         if drafts.is_file() {
             let index = DraftIndex::open(&drafts, assembled.decoder.tokenizer().vocabulary())?;

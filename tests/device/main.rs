@@ -5,6 +5,7 @@
 mod observed;
 #[path = "../pipeline/tiny.rs"]
 mod tiny;
+mod writing;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};

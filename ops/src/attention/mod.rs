@@ -5,7 +5,7 @@ mod few;
 mod fused;
 mod kernel;
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use crate::{composed, cpu, softmax};
 pub use few::attend_few;
@@ -41,6 +41,31 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &Attention) -> Res
     }
     or_cuda!(crate::cuda::attention(q, k, v, options));
     Ok(attention_with_weights(q, k, v, options)?.0)
+}
+
+/// Attention of the last tokens of texts whose keys and values lie on a CUDA device: k and v (B, H', L, D) are written to their places in `stores`,
+/// keys and values (B, H', room, D), and q (B, H, Q, D), those of the last Q of them, attend causally to all that is there: the first `lengths` (B, u32,
+/// the new ones counted) of each. -> (B, H, Q, D); no gradient. How far a text has come is read on the device alone, so that the same launches serve every
+/// token ([`crate::Replays`]). `None`, with nothing written, where the kernels do not take what they are given.
+pub fn attend_cached(qkv: [&Tensor; 3], stores: [&Tensor; 2], lengths: &Tensor, scale: f64) -> Result<Option<Tensor>> {
+    #[cfg(feature = "cuda")]
+    return crate::cuda::attend_cached(qkv, stores, lengths, scale);
+    #[cfg(not(feature = "cuda"))]
+    {
+        let _ = (qkv, stores, lengths, scale);
+        Ok(None)
+    }
+}
+
+/// Whether [`attend_cached`] takes caches of this type and head width on this device.
+pub fn caches_on_device(device: &Device, dtype: DType, width: usize) -> bool {
+    #[cfg(feature = "cuda")]
+    return device.is_cuda() && crate::cuda::attends(dtype, width);
+    #[cfg(not(feature = "cuda"))]
+    {
+        let _ = (device, dtype, width);
+        false
+    }
 }
 
 /// As [`attention`], with the probabilities kept: (B, H, L, D) and (B, H, L, M). Both have gradients.

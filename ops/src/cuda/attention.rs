@@ -1,4 +1,4 @@
-//! Fused attention: forward, and one query against its cache.
+//! Fused attention: forward, and a few queries against their cache.
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
@@ -16,6 +16,9 @@ const WIDTHS: [usize; 4] = [32, 64, 80, 128];
 /// Keys of a block's part in decoding, and the most parts.
 const PART: usize = 256;
 const PARTS: usize = 64;
+
+/// Threads of a block that writes to a cache, four values each.
+const WRITERS: usize = 128;
 
 /// `AttentionShape` of attention.cuh.
 #[repr(C)]
@@ -39,6 +42,11 @@ pub struct KernelShape {
 // SAFETY: plain values in C's layout
 unsafe impl DeviceRepr for KernelShape {}
 
+/// Whether there are kernels for this type and head width.
+pub fn attends(dtype: DType, width: usize) -> bool {
+    suffix(dtype).is_ok() && WIDTHS.contains(&width)
+}
+
 /// As [`crate::attention`]; None with a bias, or for another head width. A query that may see no key gets zeros and passes no gradient.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &Attention) -> Result<Option<Tensor>> {
     if !on_device(&[q, k, v]) || options.bias.is_some() || !WIDTHS.contains(&q.dim(3)?) {
@@ -52,12 +60,55 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &Attention) -> Res
     Ok(Some(q.apply_op3(&k, &v, op)?))
 }
 
+/// As [`crate::attend_cached`].
+pub fn attend_cached(qkv: [&Tensor; 3], stores: [&Tensor; 2], lengths: &Tensor, scale: f64) -> Result<Option<Tensor>> {
+    let [q, k, v] = qkv;
+    let ([keys, values], (b, heads, new, d)) = (stores, k.dims4()?);
+    let all = [q, k, v, keys, values];
+    if !on_device(&all) || !WIDTHS.contains(&d) {
+        return Ok(None);
+    }
+    let fits = lengths.dims() == [b] && lengths.dtype() == DType::U32 && lengths.is_contiguous() && lengths.device().is_cuda();
+    if !fits || v.dims() != k.dims() || keys.dims() != values.dims() || keys.dims() != [b, heads, keys.dim(2)?, d] {
+        bail!(
+            "a cache of {:?} and {:?}: k is {:?}, v {:?}, lengths {:?}",
+            keys.shape(),
+            values.shape(),
+            k.shape(),
+            v.shape(),
+            lengths.shape()
+        );
+    }
+    let ((k, v), count) = ((rows(k)?, rows(v)?), k.elem_count() / 4);
+    launch!(
+        &device(q)?,
+        ATTENTION_DECODE,
+        &format!("attention_write_{}", suffix(q.dtype())?),
+        grid((count.div_ceil(WRITERS), 1, 1), WRITERS as u32, 0),
+        Place::of(&k)?.heads(),
+        Place::of(&v)?.heads(),
+        Place::of(keys)?.heads(),
+        Place::of(values)?.heads(),
+        Place::of(lengths)?.address,
+        heads as i32,
+        new as i32,
+        d as i32,
+        count as i64,
+    );
+    let (q, keys, values) = (rows(&q.detach())?, keys.detach(), values.detach());
+    let options = Attention { causal: q.dim(2)? > 1, ..Attention::full(scale) };
+    let op = Fused { lengths: Some(lengths.clone()), ..Fused::new(&q, &keys, &options)? };
+    if q.dim(2)? == 1 { op.decode(&q, &keys, &values).map(Some) } else { q.apply_op3(&keys, &values, op).map(Some) }
+}
+
 /// One attention: what it does beside the products, and the log-sum-exp that its backward pass needs.
 pub struct Fused {
     scale: f32,
     causal: bool,
     /// (B, M) u8.
     visible: Option<Tensor>,
+    /// (B) u32: keys that count, the first ones.
+    lengths: Option<Tensor>,
     /// (B, H, L) f32, filled by the forward pass.
     pub log_sums: Tensor,
 }
@@ -76,7 +127,7 @@ impl Fused {
             bail!("attention: the key mask has not (B, M) values for keys of {:?}", k.shape());
         }
         let log_sums = unwritten((b, h, l), q, DType::F32)?;
-        Ok(Fused { scale: options.scale as f32, causal: options.causal, visible, log_sums })
+        Ok(Fused { scale: options.scale as f32, causal: options.causal, visible, lengths: None, log_sums })
     }
 
     /// (B, H, L, D) and the kernels' description of the shape.
@@ -85,7 +136,7 @@ impl Fused {
         if k.shape() != v.shape() || kb != b || kd != d || kv == 0 || !h.is_multiple_of(kv) || l == 0 || m == 0 {
             bail!("attention: q is {:?}, k {:?}, v {:?}", q.shape(), k.shape(), v.shape());
         }
-        let visible = self.visible.as_ref().map(Place::of).transpose()?;
+        let address = |tensor: &Option<Tensor>| tensor.as_ref().map_or(Ok(0), |tensor| Place::of(tensor).map(|place| place.address));
         let shape = KernelShape {
             heads: h as i32,
             kv_heads: kv as i32,
@@ -98,8 +149,8 @@ impl Fused {
             query_starts: 0,
             key_starts: 0,
             query_lengths: 0,
-            key_lengths: 0,
-            key_visible: visible.map_or(0, |visible| visible.address),
+            key_lengths: address(&self.lengths)?,
+            key_visible: address(&self.visible)?,
         };
         Ok(((b, h, l, d), shape))
     }

@@ -1,6 +1,7 @@
 //! Keys and values of what has been read, preallocated: a new token writes its own row and moves no other.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::{DType, Device, Tensor};
 use ctscribe_lora::FixedFactor;
@@ -36,6 +37,8 @@ impl LayerCache {
 /// The cache of all layers. Positions are those of the tokens: 0 is the first of the prompt.
 #[derive(Debug)]
 pub struct KvCache {
+    /// Where its keys and values lie: no two places of a process have the same.
+    place: u64,
     layers: Vec<LayerCache>,
     sequences: usize,
     heads: usize,
@@ -43,6 +46,11 @@ pub struct KvCache {
     width: usize,
     length: usize,
     factors: Factors,
+}
+
+fn new_place() -> u64 {
+    static PLACES: AtomicU64 = AtomicU64::new(0);
+    PLACES.fetch_add(1, Ordering::Relaxed)
 }
 
 /// What reading needs of each projection's adapter in each layer: adapters do not change while texts are written.
@@ -53,13 +61,13 @@ impl KvCache {
     pub fn new(layers: usize, sequences: usize, heads: usize, capacity: usize, width: usize) -> Self {
         let factors = Arc::new(vec![std::array::from_fn(|_| FixedFactor::new()); layers]);
         let layers = (0..layers).map(|_| LayerCache::Empty).collect();
-        KvCache { layers, sequences, heads, capacity, width, length: 0, factors }
+        KvCache { place: new_place(), layers, sequences, heads, capacity, width, length: 0, factors }
     }
 
     /// Another of the same contents.
     pub fn copied(&self) -> Result<Self> {
         let layers = self.layers.iter().map(LayerCache::copied).collect::<Result<_>>()?;
-        Ok(KvCache { layers, factors: self.factors.clone(), ..*self })
+        Ok(KvCache { place: new_place(), layers, factors: self.factors.clone(), ..*self })
     }
 
     /// The same with what reading needs of adapters taken from texts that the same model has written.
@@ -70,6 +78,11 @@ impl KvCache {
     /// What reading needs of adapters; shared with the cache.
     pub(super) fn factors(&self) -> Factors {
         self.factors.clone()
+    }
+
+    /// Where its keys and values lie: another number wherever that is another place.
+    pub(super) fn place(&self) -> u64 {
+        self.place
     }
 
     /// Tokens read so far.
@@ -112,7 +125,7 @@ impl KvCache {
                 }
             }
         }
-        self.sequences = order.len();
+        (self.sequences, self.place) = (order.len(), new_place());
         Ok(())
     }
 
@@ -194,10 +207,10 @@ pub struct Run<'a> {
 }
 
 /// As [`KvCache::attend`] for texts each with a cache of its own, whose rows stand one after the other.
-/// q: (1, H, R, D), k and v: (1, H', R, D) -> (1, H, R, D).
-pub(super) fn attend_runs(runs: &mut [Run], layer: usize, [q, k, v]: [&Tensor; 3], scale: f64) -> Result<Tensor> {
+/// q: (1, H, R, D), k and v: (1, H', R, D); lengths: u32, a text's tokens with its rows -> (1, H, R, D).
+pub(super) fn attend_runs(runs: &mut [Run], lengths: &Tensor, layer: usize, [q, k, v]: [&Tensor; 3], scale: f64) -> Result<Tensor> {
     if !plain(q) {
-        return attend_apart(runs, layer, [q, k, v], scale);
+        return attend_apart(runs, lengths, layer, [q, k, v], scale);
     }
     let mut start = 0;
     for run in runs.iter_mut() {
@@ -213,15 +226,20 @@ pub(super) fn attend_runs(runs: &mut [Run], layer: usize, [q, k, v]: [&Tensor; 3
     })
 }
 
-/// As [`attend_runs`], a text after the other, each over its own keys.
-fn attend_apart(runs: &mut [Run], layer: usize, [q, k, v]: [&Tensor; 3], scale: f64) -> Result<Tensor> {
+/// As [`attend_runs`], a text after the other, each over its own keys; on a CUDA device with launches that do not depend on how far the texts have come.
+fn attend_apart(runs: &mut [Run], lengths: &Tensor, layer: usize, [q, k, v]: [&Tensor; 3], scale: f64) -> Result<Tensor> {
     let (mut start, mut parts) = (0, Vec::new());
-    for run in runs {
+    for (text, run) in runs.iter_mut().enumerate() {
         let own = |all: &Tensor| all.narrow(2, start, run.rows)?.contiguous();
-        parts.push(run.cache.attend(layer, &own(q)?, &own(k)?, &own(v)?, scale)?);
+        let (q, k, v) = (own(q)?, own(k)?, own(v)?);
+        let on_device = match run.cache.store(layer, &k)? {
+            LayerCache::Tensors { keys, values } => ops::attend_cached([&q, &k, &v], [keys, values], &lengths.narrow(0, text, 1)?, scale)?,
+            _ => None,
+        };
+        parts.push(on_device.map_or_else(|| run.cache.attend(layer, &q, &k, &v, scale), Ok)?);
         start += run.rows;
     }
-    Ok(Tensor::cat(&parts, 2)?)
+    Ok(if parts.len() == 1 { parts.swap_remove(0) } else { Tensor::cat(&parts, 2)? })
 }
 
 /// Rows of one head in one piece of work, at most: those of a prompt's end are many.
@@ -325,8 +343,9 @@ mod tests {
         fn runs(caches: &mut [KvCache], rows: [usize; 2]) -> Vec<Run<'_>> {
             caches.iter_mut().zip(rows).map(|(cache, rows)| Run { cache, rows }).collect()
         }
-        let together = attend_runs(&mut runs(&mut host, rows), 0, [&q, &k, &v], 0.4).unwrap();
-        let apart = attend_apart(&mut runs(&mut device, rows), 0, [&q, &k, &v], 0.4).unwrap();
+        let lengths = Tensor::new(&[6u32, 5], &Device::Cpu).unwrap();
+        let together = attend_runs(&mut runs(&mut host, rows), &lengths, 0, [&q, &k, &v], 0.4).unwrap();
+        let apart = attend_apart(&mut runs(&mut device, rows), &lengths, 0, [&q, &k, &v], 0.4).unwrap();
         assert!(largest_difference(&together, &apart) < 1e-6);
     }
 

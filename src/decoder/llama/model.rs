@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Module, Tensor};
 use ctscribe_lora::BaseLinear;
-use ctscribe_ops::{self as ops, transfers};
+use ctscribe_ops::{self as ops, Replays, transfers};
 use rand_chacha::ChaCha8Rng;
 
 use crate::decoder::labels::labelled;
@@ -28,7 +28,11 @@ pub struct Llama {
     cos: Tensor,
     sin: Tensor,
     recompute: bool,
+    replayed: bool,
 }
+
+/// What the work of a pass over runs depends on beside values: where each text's keys and values lie, and its rows.
+pub type RunsKey = Vec<(u64, usize)>;
 
 impl Llama {
     /// A model of `config`; frozen or trainable as `params` are.
@@ -53,7 +57,7 @@ impl Llama {
             model.at("layers").at(layer).unused("self_attn.rotary_emb.inv_freq");
         }
         let (cos, sin) = ops::rope_tables(0, config.max_position_embeddings, config.head_width(), config.rope_theta, params.device())?;
-        Ok(Llama { config: config.clone(), embedding, layers, norm, head, cos, sin, recompute: false })
+        Ok(Llama { config: config.clone(), embedding, layers, norm, head, cos, sin, recompute: false, replayed: false })
     }
 
     /// The sizes.
@@ -74,6 +78,16 @@ impl Llama {
     /// Whether each layer is run again in the backward pass instead of keeping what it computed; the gradients are the same bits.
     pub fn set_recompute(&mut self, recompute: bool) {
         self.recompute = recompute;
+    }
+
+    /// Whether passes that come again are replayed as CUDA graphs while texts are written, where the model lies on a device that can.
+    pub fn set_replayed(&mut self, replayed: bool) {
+        self.replayed = replayed && ops::caches_on_device(self.device(), self.dtype(), self.config.head_width());
+    }
+
+    /// Whether passes are.
+    pub(super) fn is_replayed(&self) -> bool {
+        self.replayed
     }
 
     /// Of the products with frozen weights of f32: f32 at first. Weights of 16 bits or fewer are multiplied as they always are.
@@ -231,20 +245,40 @@ impl Llama {
     /// embeddings: (R, D) of runs' next tokens, one run's after the other's -> (R, D) after the last norm; no gradient is kept.
     /// Up to [`ops::FEW_ROWS`] rows have the bits that each has alone.
     pub fn forward_runs(&self, embeddings: &Tensor, runs: &mut [Run]) -> Result<Tensor> {
-        let mut places = Vec::new();
-        for run in runs.iter() {
-            let start = run.cache.length();
-            self.check_length(start + run.rows)?;
-            places.extend(start as u32..(start + run.rows) as u32);
-        }
-        let count = places.len();
-        let places = transfers::upload(places, count, self.device())?;
+        let inputs = [embeddings.clone(), self.places(runs)?];
+        let hidden = self.read_runs(&inputs, runs)?;
+        runs.iter_mut().for_each(|run| run.cache.advance(run.rows));
+        Ok(hidden)
+    }
+
+    /// As [`Self::forward_runs`] -> logits (R, vocabulary); a pass of the same caches and rows as one before is replayed where the device can.
+    pub fn logits_of_runs(&self, embeddings: &Tensor, runs: &mut [Run], replays: &mut Replays<RunsKey>) -> Result<Tensor> {
+        let inputs = [embeddings.detach(), self.places(runs)?];
+        let key = runs.iter().map(|run| (run.cache.place(), run.rows)).collect();
+        let logits = replays.run(key, &inputs, |inputs| self.logits(&self.read_runs(inputs, runs)?))?;
+        runs.iter_mut().for_each(|run| run.cache.advance(run.rows));
+        Ok(logits)
+    }
+
+    /// The place of each row in its text, then how many tokens each text has with its rows: u32, on the model's device.
+    fn places(&self, runs: &[Run]) -> Result<Tensor> {
+        let ends = || runs.iter().map(|run| run.cache.length() + run.rows);
+        ends().try_for_each(|end| self.check_length(end))?;
+        let places = runs.iter().flat_map(|run| run.cache.length()..run.cache.length() + run.rows);
+        let numbers: Vec<u32> = places.chain(ends()).map(|number| number as u32).collect();
+        let count = numbers.len();
+        Ok(transfers::upload(numbers, count, self.device())?)
+    }
+
+    /// What [`Self::forward_runs`] does with embeddings (R, D) and [`Self::places`], but for advancing the caches.
+    fn read_runs(&self, inputs: &[Tensor], runs: &mut [Run]) -> Result<Tensor> {
+        let (embeddings, rows) = (&inputs[0], inputs[0].dim(0)?);
+        let (places, lengths) = (inputs[1].narrow(0, 0, rows)?, inputs[1].narrow(0, rows, runs.len())?);
         let tables = [self.cos.index_select(&places, 0)?, self.sin.index_select(&places, 0)?];
         let factors = runs.first().map(|run| run.cache.factors()).unwrap_or_default();
         let hidden = self.forward_detached(&embeddings.unsqueeze(0)?, &tables, (&factors, false), &mut |layer, qkv, scale| {
-            attend_runs(runs, layer, qkv, scale)
+            attend_runs(runs, &lengths, layer, qkv, scale)
         })?;
-        runs.iter_mut().for_each(|run| run.cache.advance(run.rows));
         Ok(hidden.squeeze(0)?)
     }
 

@@ -1,13 +1,14 @@
 //! LLaMA in the middle of several reports, each at its own place.
 
 use candle_core::{Device, Tensor};
+use ctscribe_ops::Replays;
 
 use crate::decoder::greedy::ReadRows;
 use crate::decoder::search::rows;
 use crate::{Error, Result};
 
 use super::cache::{Factors, KvCache, Run};
-use super::model::Llama;
+use super::model::{Llama, RunsKey};
 
 /// n texts that begin with embeddings (prompt and visual tokens) and go on with ids.
 #[derive(Debug)]
@@ -20,6 +21,7 @@ pub struct LlamaTexts<'a> {
     /// Caches of texts that are written, for the next ones.
     spare: Vec<KvCache>,
     factors: Factors,
+    replays: Replays<RunsKey>,
 }
 
 impl<'a> LlamaTexts<'a> {
@@ -29,7 +31,13 @@ impl<'a> LlamaTexts<'a> {
         let capacity = (read + new_tokens).min(model.config().max_position_embeddings);
         let factors = model.cache(0, 0).factors();
         let caches = (0..texts).map(|_| None).collect();
-        Ok(LlamaTexts { model, prefixes: prefixes.detach(), capacity, caches, spare: Vec::new(), factors })
+        let replays = Replays::new(model.is_replayed());
+        Ok(LlamaTexts { model, prefixes: prefixes.detach(), capacity, caches, spare: Vec::new(), factors, replays })
+    }
+
+    /// Kinds of passes that have been recorded to be replayed.
+    pub fn recorded(&self) -> usize {
+        self.replays.recorded()
     }
 }
 
@@ -50,9 +58,9 @@ impl ReadRows for LlamaTexts<'_> {
         let begun = |cache: Option<KvCache>| cache.ok_or_else(|| Error::Invalid("a text goes on that has not begun".to_string()));
         let mut caches: Vec<KvCache> = runs.iter().map(|(text, _)| begun(self.caches[*text].take())).collect::<Result<_>>()?;
         let mut own: Vec<Run> = caches.iter_mut().zip(runs).map(|(cache, (_, ids))| Run { cache, rows: ids.len() }).collect();
-        let hidden = self.model.forward_runs(&embedded, &mut own)?;
+        let logits = self.model.logits_of_runs(&embedded, &mut own, &mut self.replays)?;
         runs.iter().zip(caches).for_each(|((text, _), cache)| self.caches[*text] = Some(cache));
-        rows(&self.model.logits(&hidden)?)
+        rows(&logits)
     }
 
     fn room(&self, text: usize) -> usize {
