@@ -1,7 +1,7 @@
 use candle_core::{DType, Device, Tensor};
 use ctscribe_ops::{
-    Attention, ConvPadding, Matrix, attention, depthwise_conv3d, geglu, layer_norm, linear_cross_entropy, rms_norm, rope, rope_tables,
-    swiglu,
+    Attention, ConvPadding, Matrix, attend_cached, attention, depthwise_conv3d, geglu, layer_norm, linear_cross_entropy, rms_norm, rope,
+    rope_tables, swiglu,
 };
 
 use super::check::{agrees, device, random, tolerance};
@@ -47,6 +47,42 @@ fn one_query_against_its_cache_agrees_with_the_same_query_among_others() {
         let all = attention(&q, &k, &v, &options).unwrap().narrow(2, 4, 1).unwrap();
         let one = attention(&q.narrow(2, 4, 1).unwrap(), &k, &v, &options).unwrap();
         assert!(values(&all).iter().zip(values(&one)).all(|(a, b)| (a - b).abs() < tolerance(dtype)), "{dtype:?}, D {d}, M {m}");
+    }
+}
+
+#[test]
+fn new_tokens_attend_over_their_cache_wherever_they_stand_in_it() {
+    let Some(device) = device() else { return };
+    let values = |x: &Tensor| x.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    for (dtype, new) in TYPES.into_iter().flat_map(|dtype| [1, 3].map(|new| (dtype, new))) {
+        let on_device = |shape: &[usize], seed| random(shape, seed).to_dtype(dtype).unwrap().to_device(&device).unwrap();
+        // rows of a projection's output, heads side by side
+        let heads = |count: usize, seed| on_device(&[2, new, count, 64], seed).transpose(1, 2).unwrap();
+        let (q, k, v) = (heads(4, 1), heads(2, 2), heads(2, 3));
+        // of the cache's 40 places each text has filled another number; behind them lies what is not to be seen
+        let (stores, lengths) = ([on_device(&[2, 2, 40, 64], 4), on_device(&[2, 2, 40, 64], 5)], [new, 31]);
+        let before = stores.each_ref().map(|store| store.copy().unwrap());
+        let ends = Tensor::new(&lengths.map(|length| length as u32), &device).unwrap();
+        let found = attend_cached([&q, &k, &v], [&stores[0], &stores[1]], &ends, 0.125).unwrap().unwrap();
+        for (text, length) in lengths.into_iter().enumerate() {
+            let own = |x: &Tensor| x.narrow(0, text, 1).unwrap();
+            let seen = |before: &Tensor, new: &Tensor| match length - new.dim(2).unwrap() {
+                0 => own(new).contiguous().unwrap(),
+                old => Tensor::cat(&[own(before).narrow(2, 0, old).unwrap(), own(new)], 2).unwrap(),
+            };
+            let [keys, values_of] = [seen(&before[0], &k), seen(&before[1], &v)];
+            let kept = |store: &Tensor, seen: &Tensor| {
+                values(&own(store).narrow(2, 0, length).unwrap()) == values(seen) && {
+                    let rest = |store: &Tensor| values(&own(store).narrow(2, length, 40 - length).unwrap());
+                    rest(store) == rest(&before[usize::from(std::ptr::eq(store, &stores[1]))])
+                }
+            };
+            assert!(kept(&stores[0], &keys) && kept(&stores[1], &values_of), "{dtype:?}: what the cache holds");
+            let options = Attention { causal: true, ..Attention::full(0.125) };
+            let expected = attention(&own(&q), &keys, &values_of, &options).unwrap();
+            let apart = values(&own(&found)).iter().zip(values(&expected)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(apart < tolerance(dtype), "{dtype:?}, {new} new, text {text}: {apart}");
+        }
     }
 }
 
