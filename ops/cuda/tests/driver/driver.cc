@@ -3,7 +3,7 @@
 // What it models: modules and launches with the arguments' sizes, grids, blocks and shared memory that a device of compute capability 8.0 takes;
 // memory that is full of NaN when it is new, ends at a page that cannot be touched and is gone once it is freed; contexts bound to threads; streams,
 // which do all at once; capture of a stream into a graph, with what may not be captured, memory that is a graph's own, and launches of it.
-// What it does not model: time, several streams at once, several devices, events. A function that it lacks ends the program by name (missing.cc).
+// What it does not model: time, several streams at once, memory that is another device's (there are CUDA_ON_CPU_DEVICES of them, one at first), events. A function that it lacks ends the program by name (missing.cc).
 #include <csignal>
 #include <cstdint>
 #include <cstdio>
@@ -23,6 +23,7 @@
 enum Result {
   SUCCESS = 0,
   INVALID_VALUE = 1,
+  INVALID_DEVICE = 101,
   INVALID_CONTEXT = 201,
   INVALID_HANDLE = 400,
   NOT_FOUND = 500,
@@ -56,11 +57,16 @@ static std::map<std::string, std::unique_ptr<Module>> modules;
 static std::map<std::pair<Module *, std::string>, std::unique_ptr<Function>> functions;
 static std::set<Stream *> streams;
 static thread_local void *context;
-static char context_of_device;
+static char contexts[8];  // a device's each
+static int devices() {
+  const char *count = getenv("CUDA_ON_CPU_DEVICES");
+  return count ? atoi(count) : 1;
+}
 static const char *doing = "nothing";
 static const size_t PAGE = 4096, ALIGNMENT = 256;
 static const unsigned char SLACK = 0xa5;
-static std::map<std::string, long> launched;
+static std::map<std::string, long> launched;  // for the log that CUDA_ON_CPU_LOG names
+void note(const std::string &what) { launched[what]++; }
 
 #define LOCKED std::lock_guard<std::recursive_mutex> lock(mutex)
 #define API extern "C" __attribute__((visibility("default")))
@@ -151,8 +157,8 @@ API Result cuGetErrorName(Result error, const char **name) {
   return SUCCESS;
 }
 API Result cuGetErrorString(Result error, const char **text) { return cuGetErrorName(error, text); }
-API Result cuDeviceGetCount(int *count) { return *count = 1, SUCCESS; }
-API Result cuDeviceGet(int *device, int ordinal) { return ordinal ? Result(101) : (*device = 0, SUCCESS); }
+API Result cuDeviceGetCount(int *count) { return *count = devices(), SUCCESS; }
+API Result cuDeviceGet(int *device, int ordinal) { return ordinal >= devices() ? INVALID_DEVICE : (*device = ordinal, SUCCESS); }
 API Result cuDeviceGetName(char *name, int length, int) { return snprintf(name, length, "CUDA on the CPU"), SUCCESS; }
 API Result cuDeviceTotalMem_v2(size_t *bytes, int) { return *bytes = size_t(16) << 30, SUCCESS; }
 API Result cuMemGetInfo_v2(size_t *available, size_t *all) { return *available = *all = size_t(16) << 30, SUCCESS; }
@@ -163,12 +169,12 @@ API Result cuDeviceGetAttribute(int *value, int attribute, int) {
   *value = found == VALUES.end() ? 0 : found->second;
   return SUCCESS;
 }
-API Result cuDevicePrimaryCtxRetain(void **own, int) { return *own = &context_of_device, SUCCESS; }
+API Result cuDevicePrimaryCtxRetain(void **own, int device) { return *own = &contexts[device], SUCCESS; }
 API Result cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
 API Result cuCtxSetCurrent(void *own) { return context = own, SUCCESS; }
 API Result cuCtxGetCurrent(void **own) { return *own = context, SUCCESS; }
 API Result cuCtxSynchronize() { return context ? SUCCESS : INVALID_CONTEXT; }
-API Result cuEventCreate(void **event, unsigned) { return *event = &context_of_device, SUCCESS; }
+API Result cuEventCreate(void **event, unsigned) { return *event = &contexts[0], SUCCESS; }
 API Result cuEventDestroy_v2(void *) { return SUCCESS; }
 API Result cuEventRecord(void *, Stream *) { return SUCCESS; }
 API Result cuEventSynchronize(void *) { return SUCCESS; }
@@ -307,7 +313,7 @@ API Result cuLaunchKernel(Function *function, unsigned gx, unsigned gy, unsigned
   }
   return submit(stream, [=] {
     doing = function->name.c_str();
-    launched[function->name]++;
+    note(function->name);
     std::vector<void *> places;
     for (auto &value : call->values) places.push_back(value.data());
     function->kernel->run(call->grid, call->block, shared_bytes, places.data());
@@ -356,7 +362,7 @@ API Result cuGraphLaunch(Graph *graph, Stream *stream) {
   if (stream->capturing) return broken(stream);
   for (Command &command : graph->commands)
     if (Result result = command()) return result;
-  launched["a graph"]++;
+  note("a graph");
   return SUCCESS;
 }
 API Result cuGraphExecDestroy(Graph *graph) {
@@ -374,7 +380,7 @@ API Result cuGraphDestroy(Graph *graph) {
 API int cublasCreate_v2(Stream ***handle) { return *handle = new Stream *(nullptr), 0; }
 API int cublasDestroy_v2(Stream **handle) { return delete handle, 0; }
 API int cublasSetStream_v2(Stream **handle, Stream *stream) { return *handle = stream, 0; }
-API int curandCreateGenerator(void **generator, int) { return *generator = &context_of_device, 0; }
+API int curandCreateGenerator(void **generator, int) { return *generator = &contexts[0], 0; }
 API int curandDestroyGenerator(void *) { return 0; }
 API int curandSetStream(void *, Stream *) { return 0; }
 API int curandSetPseudoRandomGeneratorSeed(void *, unsigned long long) { return 0; }
