@@ -56,9 +56,9 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     x.broadcast_div(&(mean_square + eps)?.sqrt()?)?.broadcast_mul(weight)
 }
 
-/// x: (..., C) -> (..., C).
+/// x: (..., C) -> (..., C). The square root is of a number that is not 0, where its gradient would be no number.
 pub fn l2_normalize(x: &Tensor, eps: f64) -> Result<Tensor> {
-    let norm = x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.maximum(eps)?;
+    let norm = x.sqr()?.sum_keepdim(D::Minus1)?.maximum(eps * eps)?.sqrt()?;
     x.broadcast_div(&norm)
 }
 
