@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use ctscribe::config::Config;
 use ctscribe::train::RunFolder;
 use serde_json::Value;
 
@@ -33,12 +34,12 @@ const STAGES: [&[&str]; 5] = [
     &["train", "report", "--decoder", "bert"],
 ];
 
-/// A run folder in `root`, trained by `size` processes.
-fn trained(root: &Path, size: usize) -> PathBuf {
-    let run = tiny::run(&root.join(size.to_string()), &tiny::config(&SETS));
+/// A run folder in `root`, whose `stages` `size` processes go through on a device.
+fn trained(root: &Path, size: usize, config: &Config, stages: &[&[&str]], device: &str) -> PathBuf {
+    let run = tiny::run(&root.join(size.to_string()), config);
     let data = tiny::shared().root();
-    for stage in STAGES {
-        let said = succeed(size, &[stage, &["--data", text(data), "--run", text(&run)]].concat());
+    for stage in stages {
+        let said = succeed(size, &[stage, &["--data", text(data), "--run", text(&run), "--device", device][..]].concat());
         assert_eq!(said.lines().count(), 1, "one rank speaks: {said}");
     }
     run
@@ -87,11 +88,26 @@ fn two_processes_train_observe_and_write_what_one_does() {
         return;
     }
     let root = tempfile::tempdir().unwrap();
-    let (one, two) = (trained(root.path(), 1), trained(root.path(), 2));
+    let [one, two] = [1, 2].map(|size| trained(root.path(), size, &tiny::config(&SETS), &STAGES, "cpu"));
     assert!(files(&one).iter().filter(|(name, _)| name.contains("checkpoints/")).count() > 10);
     assert_same_files(&one, &two);
     scores_are_the_same(&one, &two);
     scans_get_the_same_reports(root.path(), &one);
+}
+
+/// Sums go over NCCL there. `scripts/check-cuda run` has a driver that shows two devices; where none are, the ranks have nothing to run on.
+#[cfg(feature = "nccl")]
+#[test]
+fn two_processes_on_two_devices_train_what_one_does_on_one() {
+    if !mpirun_is_there() || !ctscribe::ranks::Nccl::has_gpu(1) {
+        eprintln!("skipped: two ranks need mpirun and two CUDA devices");
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let few = ["train_structure.training.steps=2", "language.training.steps=2", "llama.training.steps=2", "language.model.head_dim=32"];
+    let config = tiny::config(&[&SETS[..], &few].concat());
+    let [one, two] = [1, 2].map(|size| trained(root.path(), size, &config, &STAGES[..4], "cuda:0"));
+    assert_same_files(&one, &two);
 }
 
 /// Scores without the time and memory that writing took.
