@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const KERNELS: [&str; 10] = [
+const KERNELS: [&str; 11] = [
     "activation",
     "adamw",
     "attention_backward",
@@ -11,6 +11,7 @@ const KERNELS: [&str; 10] = [
     "attention_forward",
     "conv3d",
     "cross_entropy",
+    "dropout",
     "norm",
     "product",
     "rope",

@@ -31,6 +31,7 @@ modules! {
     ATTENTION_FORWARD "attention_forward",
     CONV3D "conv3d",
     CROSS_ENTROPY "cross_entropy",
+    DROPOUT "dropout",
     NORM "norm",
     PRODUCT "product",
     ROPE "rope",

@@ -1,8 +1,11 @@
 use candle_core::{DType, Device, Tensor};
 use ctscribe_ops::{
-    Attention, ConvPadding, Matrix, attend_cached, attention, depthwise_conv3d, geglu, layer_norm, linear_cross_entropy, rms_norm, rope,
-    rope_tables, swiglu,
+    Attention, ConvPadding, Matrix, attend_cached, attention, depthwise_conv3d, dropout, geglu, layer_norm, linear_cross_entropy, rms_norm,
+    rope, rope_tables, swiglu,
 };
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 
 use super::check::{agrees, device, random, tolerance};
 
@@ -109,6 +112,20 @@ fn rope_and_gated_activations_agree() {
         let gates = [random(&[5, 1003], 1), random(&[5, 1003], 2)];
         agrees("swiglu", &device, dtype, &gates, &|x| swiglu(&x[0], &x[1]));
         agrees("geglu", &device, dtype, &gates, &|x| geglu(&x[0], &x[1]));
+    }
+}
+
+#[test]
+fn dropout_keeps_what_it_keeps_on_the_processor() {
+    let Some(device) = device() else { return };
+    for (dtype, count) in TYPES.into_iter().flat_map(|dtype| [7, 5000].map(|count| (dtype, count))) {
+        // its gradient is the same operation
+        agrees("dropout", &device, dtype, &[random(&[count], 1)], &|x| {
+            let mut rng = ChaCha8Rng::seed_from_u64(5);
+            rng.set_stream(3);
+            let first = dropout(&x[0], 0.3, &mut rng)?;
+            first + dropout(&x[0], 0.6, &mut rng)?
+        });
     }
 }
 
