@@ -1,11 +1,11 @@
 //! The stages on the first CUDA device against the same on the processor. Built with the feature `cuda` only; says so and passes where there
 //! is no device. It has run on the driver that computes on the CPU (`scripts/check-cuda run`), on no GPU.
 
+mod llama;
 #[path = "../pipeline/observed.rs"]
 mod observed;
 #[path = "../pipeline/tiny.rs"]
 mod tiny;
-mod writing;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -19,9 +19,9 @@ use ctscribe_ops::transfers::Transfers;
 
 const THERE: DeviceName = DeviceName::Cuda(0);
 
-/// Head widths that the kernels take; no dropout, whose draws are the host's.
+/// Head widths that the kernels take.
 fn config(device: DeviceName) -> Config {
-    let sets = ["language.model.head_dim=32", "llama.lora.dropout=0.0", "bert.model.dropout=0.0", "train_structure.training.steps=1"];
+    let sets = ["language.model.head_dim=32", "train_structure.training.steps=1"];
     Config { device, ..tiny::config(&sets) }
 }
 
