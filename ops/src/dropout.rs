@@ -50,7 +50,7 @@ impl Draw {
 
     fn mask(&self) -> DropoutMask {
         /// Values of one piece of work.
-        const TOGETHER: usize = 1 << 14;
+        const TOGETHER: usize = 1 << 16;
         let mut keep = vec![0; self.count.div_ceil(64)];
         keep.par_chunks_mut(TOGETHER / 64).enumerate().for_each(|(piece, keep)| {
             let mut rng = ChaCha8Rng::from_seed(self.seed);
@@ -120,7 +120,7 @@ mod tests {
     /// One word a value, from the next whole block of the generator on, whatever was drawn of it before and however many cores draw.
     #[test]
     fn a_mask_is_the_generators_words_in_their_order() {
-        for (before, count) in [(0, 5), (3, 64), (16, 1000), (17, 40_000)] {
+        for (before, count) in [(0, 5), (3, 64), (16, 1000), (17, 140_000)] {
             let fresh = || {
                 let mut rng = ChaCha8Rng::seed_from_u64(11);
                 rng.set_stream(7);
