@@ -359,6 +359,32 @@ def peer_step(check, limit, record, setting, shape, again):
     return line | {"peak": ended.device_peak_mib if check.on_cuda else line.get("peak_mib")}
 
 
+# decoding
+
+
+def decode(check, limit, record):
+    """Tokens of LLaMA2-7B one after the other, with passes replayed as CUDA graphs and without."""
+    name = weights_name(check)
+    folder = Path(check.options.models) / name
+    if not folder.is_dir():
+        raise Skipped(f"no random weights in {folder} (part weights)")
+    option = check.device_option("bench", "decode")
+    new, runs = (128, 5) if check.on_cuda else (8, 1)
+    taken = {}
+    for kind, more in (("graphs", []), ("launches", ["--no-graphs"])):
+        ended = run([check.program(), "bench", "decode", folder, "--new", new, "--runs", runs, *option, *more], limit.left(), check.device)
+        if ended.code is None:
+            raise Skipped(f"bench decode: {ended.complaint()}")
+        if ended.code or not ended.lines():
+            raise Failed(f"bench decode: {ended.complaint()}")
+        if "not replayed" in ended.errors:
+            raise Failed(ended.errors.strip().splitlines()[-1])
+        taken[kind] = ended.lines()[-1]["median_s"]
+    record["rows"].append({"weights": name, "tokens": new, "graphs s": taken["graphs"], "launches s": taken["launches"],
+                           "ratio": ratio(taken["launches"], taken["graphs"]), "graphs ms a token": 1000 * taken["graphs"] / new})
+    return "measured"
+
+
 @dataclass(frozen=True)
 class Part:
     carry_out: Callable[[Check, Limit, dict], str]
@@ -375,5 +401,6 @@ PARTS = {
     "attention": Part(attention, 40, "attention beside PyTorch's, timed"),
     "weights": Part(weights, 150, "random weights of LLaMA2-7B"),
     "lora": Part(lora, 120, "a LoRA step of LLaMA2-7B beside PEFT's, timed, with peak memory"),
+    "decode": Part(decode, 40, "tokens of LLaMA2-7B with CUDA graphs and without, timed"),
     "sanitizer": Part(sanitizer, 30, "the operations under compute-sanitizer's memcheck and racecheck"),
 }

@@ -4,14 +4,15 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use ctscribe_lora::{LoraConfig, Targets};
-use ctscribe_ops::awake;
 use ctscribe_ops::transfers::{host_values, read, read_number, to_device};
+use ctscribe_ops::{Replays, awake};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
 use super::{Measured, measure};
 use crate::config::{Config, OptimizerConfig};
+use crate::decoder::Run;
 use crate::generate::{open_llama, room_to_pack};
 use crate::text::bert::{BertConfig, BertEncoder, Precision};
 use crate::train::AdamW;
@@ -91,14 +92,18 @@ pub struct DecodeOptions {
     pub prompt: usize,
     /// New tokens.
     pub new: usize,
+    /// Whether passes are replayed as CUDA graphs, where that can be.
+    pub graphs: bool,
     /// Runs on the clock.
     pub runs: usize,
 }
 
-/// Times `options.new` tokens after a prompt that was read before the clock started.
+/// Times `options.new` tokens after a prompt that was read before the clock started, one a pass, as reports are written.
 pub fn decode(base: &Path, options: &DecodeOptions, device: &Device) -> Result<Measured> {
     let mut model = open_llama(base, device)?;
     model.set_writing(room_to_pack());
+    model.set_replayed(options.graphs);
+    let mut replays = Replays::new(options.graphs);
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let prompt = model.embed(&ids(&mut rng, 1, options.prompt, model.config().vocab_size)?)?;
     let mut cache = model.cache(1, options.prompt + options.new + 1);
@@ -107,8 +112,9 @@ pub fn decode(base: &Path, options: &DecodeOptions, device: &Device) -> Result<M
         cache.truncate(options.prompt);
         let mut word = 5u32;
         for _ in 0..options.new {
-            let hidden = model.forward_cached(&model.embed(&Tensor::new(&[[word]], &Device::Cpu)?)?, &mut cache)?;
-            word = read(&model.logits(&hidden)?.flatten_all()?.argmax(0)?)?[0];
+            let embedded = model.embed(&Tensor::new(&[[word]], &Device::Cpu)?)?.squeeze(0)?;
+            let logits = model.logits_of_runs(&embedded, &mut [Run { cache: &mut cache, rows: 1 }], &mut replays)?;
+            word = read(&logits.flatten_all()?.argmax(0)?)?[0];
         }
         Ok(())
     })

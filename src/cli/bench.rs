@@ -72,6 +72,9 @@ enum Work {
         /// New tokens.
         #[arg(long, default_value_t = 64)]
         new: usize,
+        /// On a CUDA device: launch each kernel by itself instead of replaying passes as CUDA graphs.
+        #[arg(long)]
+        no_graphs: bool,
     },
     /// Whole reports of a trained run, plainly and with guesses: both times, their ratio, guesses accepted.
     Report {
@@ -182,8 +185,12 @@ impl Args {
                 let options = StepOptions { visual, prompt, text, batch, recompute, precision, targets, runs };
                 ("lora-step", batch * (visual + prompt + text), lora_step(&base, &options, &device)?)
             }
-            Work::Decode { base, prompt, new } => ("decode", new, decode(&base, &DecodeOptions { prompt, new, runs }, &device)?),
-            Work::Prefill { base, prompt } => ("prefill", prompt, prefill(&base, &DecodeOptions { prompt, new: 0, runs }, &device)?),
+            Work::Decode { base, prompt, new, no_graphs } => {
+                ("decode", new, decode(&base, &DecodeOptions { prompt, new, graphs: !no_graphs, runs }, &device)?)
+            }
+            Work::Prefill { base, prompt } => {
+                ("prefill", prompt, prefill(&base, &DecodeOptions { prompt, new: 0, graphs: false, runs }, &device)?)
+            }
             Work::Encode { shape, precision, train: false, .. } => {
                 let (measured, distance) = encode(voxels(&shape)?, precision.into(), runs, &device)?;
                 print("encode", 1, &measured, json!({"distance_from_f32": distance}));
