@@ -1,4 +1,4 @@
-//! Sums over NCCL, one GPU a rank; the rest over the ranks that started it. Type-checked only: it has not run on GPUs.
+//! Sums over NCCL, one GPU a rank; the rest over the ranks that started it. It has run with a stand-in for NCCL (`scripts/check-cuda run`), not on GPUs.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};

@@ -17,6 +17,9 @@ pub struct Graph {
     output: Tensor,
 }
 
+// SAFETY: a graph belongs to its context, not to a thread, and as it is not Sync one thread uses it at a time
+unsafe impl Send for Graph {}
+
 impl fmt::Debug for Graph {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Graph").field("inputs", &self.inputs).field("output", &self.output).finish_non_exhaustive()
