@@ -48,9 +48,10 @@ pub fn assert_same_cache(one: &Path, other: &Path) {
     assert!(differing.is_empty(), "differ: {differing:?}");
 }
 
-/// The lines of stderr that are about studies: not the progress, nor what mpirun adds.
+/// The lines of stderr that are about studies: not the progress, nor what the launcher adds.
 fn about_studies(err: &str) -> Vec<&str> {
     err.lines()
+        .filter(|line| !line.starts_with("srun: "))
         .filter(|line| (line.starts_with("study s") || line.starts_with('s') || line.contains("list.csv")) && line.contains(": "))
         .collect()
 }
