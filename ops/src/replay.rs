@@ -8,7 +8,6 @@ use candle_core::{Error, Tensor};
 #[derive(Debug)]
 pub struct Replays<K> {
     wanted: bool,
-    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     known: Vec<(K, Known)>,
 }
 

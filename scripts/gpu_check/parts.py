@@ -296,12 +296,18 @@ def weights_name(check):
     return "tiny-bf16" if not check.on_cuda else "7b2-bf16" if check.options.quick else "7b-bf16"
 
 
-def lora(check, limit, record):
-    """A LoRA step beside PEFT's: bf16, adapters on q_proj and v_proj, random weights."""
+def weights_made(check):
+    """The name of the random weights and their folder."""
     name = weights_name(check)
     folder = Path(check.options.models) / name
     if not folder.is_dir():
         raise Skipped(f"no random weights in {folder} (part weights)")
+    return name, folder
+
+
+def lora(check, limit, record):
+    """A LoRA step beside PEFT's: bf16, adapters on q_proj and v_proj, random weights."""
+    name, folder = weights_made(check)
     option = check.device_option("bench", "lora-step")
     # batch, visual + prompt + text tokens
     shapes = [(batch, 110, 16, 400) for batch in (1, 4, 8)] + [(1, 110, 16, 1922)] if check.on_cuda else [(2, 5, 3, 8)]
@@ -364,10 +370,7 @@ def peer_step(check, limit, record, setting, shape, again):
 
 def decode(check, limit, record):
     """Tokens of LLaMA2-7B one after the other, with passes replayed as CUDA graphs and without."""
-    name = weights_name(check)
-    folder = Path(check.options.models) / name
-    if not folder.is_dir():
-        raise Skipped(f"no random weights in {folder} (part weights)")
+    name, folder = weights_made(check)
     option = check.device_option("bench", "decode")
     new, runs = (128, 5) if check.on_cuda else (8, 1)
     taken = {}
