@@ -4,6 +4,7 @@
 // memory that is full of NaN when it is new, ends at a page that cannot be touched and is gone once it is freed; contexts bound to threads; streams,
 // which do all at once; capture of a stream into a graph, with what may not be captured, memory that is a graph's own, and launches of it.
 // What it does not model: time, several streams at once, memory that is another device's (there are CUDA_ON_CPU_DEVICES of them, one at first), events. A function that it lacks ends the program by name (missing.cc).
+#include "kernel.h"
 #include <csignal>
 #include <cstdint>
 #include <cstdio>
@@ -31,12 +32,6 @@ enum Result {
   CAPTURE_INVALIDATED = 901,
 };
 
-struct Kernel {
-  const char *name;
-  int count;
-  const size_t *sizes;
-  void (*run)(const unsigned *grid, const unsigned *block, size_t shared_bytes, void *const *arguments);
-};
 struct Module { const Kernel *(*find)(const char *); std::string name; };
 struct Function { const Kernel *kernel; std::string name; int shared_bytes; };
 using Command = std::function<Result()>;

@@ -1,14 +1,8 @@
 // A module's kernels by name, for the driver in driver.cc: each can be launched with the array of arguments' addresses that cuLaunchKernel gets.
 #pragma once
+#include "kernel.h"
 #include <tuple>
 #include <utility>
-
-struct Kernel {
-  const char *name;
-  int count;            // of arguments
-  const size_t *sizes;  // of each, in bytes
-  void (*run)(const unsigned *grid, const unsigned *block, size_t shared_bytes, void *const *arguments);
-};
 
 namespace kernels {
 template <auto F> struct Of;
