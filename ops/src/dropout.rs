@@ -24,7 +24,7 @@ pub fn dropout(x: &Tensor, p: f64, rng: &mut ChaCha8Rng) -> Result<Tensor> {
 }
 
 /// Words of a block of ChaCha.
-const BLOCK: usize = 16;
+pub(crate) const BLOCK: usize = 16;
 
 /// What decides about `count` values: a word each of a generator that is counted, so that any part of them can be drawn by itself.
 #[derive(Debug, Clone)]

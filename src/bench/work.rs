@@ -4,8 +4,8 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use ctscribe_lora::{LoraConfig, Targets};
+use ctscribe_ops::awake;
 use ctscribe_ops::transfers::{host_values, read, read_number, to_device};
-use ctscribe_ops::{Replays, awake};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
@@ -103,7 +103,7 @@ pub fn decode(base: &Path, options: &DecodeOptions, device: &Device) -> Result<M
     let mut model = open_llama(base, device)?;
     model.set_writing(room_to_pack());
     model.set_replayed(options.graphs);
-    let mut replays = Replays::new(options.graphs);
+    let mut replays = model.replays();
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let prompt = model.embed(&ids(&mut rng, 1, options.prompt, model.config().vocab_size)?)?;
     let mut cache = model.cache(1, options.prompt + options.new + 1);

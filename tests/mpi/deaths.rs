@@ -9,7 +9,7 @@ use ctscribe::data::Split;
 use ctscribe::train::Order;
 use ctscribe::volume::{Volume, write_nifti};
 
-use crate::launched::{launch, mpirun_is_there, process_of, run, succeed, text};
+use crate::launched::{launch, mpirun_is_there, process_of, run, succeed, text, told_of_a_kill};
 use crate::preparing::{assert_same_cache, prepare};
 use crate::tiny;
 use crate::work::assert_same_files;
@@ -69,7 +69,7 @@ fn a_killed_rank_ends_the_run_and_the_resumed_run_ends_like_an_unbroken_one() {
     succeed(1, &["train", "structure", "--data", text(data), "--run", text(&whole)]);
     for rank in [1, 0] {
         let said = train_and_kill(data, &broken, rank);
-        assert!(said.contains("Killed"), "{said}");
+        assert!(said.contains(told_of_a_kill()), "{said}");
         assert!(said.contains(&format!("rank {} of 2 was told to end", 1 - rank)) && said.contains("--resume"), "{said}");
     }
     succeed(2, &["train", "structure", "--data", text(data), "--run", text(&broken), "--resume"]);
@@ -105,7 +105,7 @@ fn a_killed_rank_ends_preparation_and_a_second_call_keeps_what_was_prepared() {
         command.args(prepare(&data, &broken));
         let before = volumes(&broken);
         let said = kill_when(|| volumes(&broken) > before, command, &root.path().join("killed.log"), rank);
-        assert!(said.contains("Killed") && said.contains(&format!("rank {} of 2 was told to end", 1 - rank)), "{said}");
+        assert!(said.contains(told_of_a_kill()) && said.contains(&format!("rank {} of 2 was told to end", 1 - rank)), "{said}");
         assert!(said.contains("the same command goes on from what is written"), "{said}");
         assert!(!broken.join("studies.jsonl").exists(), "a cache that is not whole cannot be opened");
     }

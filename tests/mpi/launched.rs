@@ -20,6 +20,11 @@ pub fn mpirun_is_there() -> bool {
     there
 }
 
+/// What the launcher says of a rank that SIGKILL has ended.
+pub fn told_of_a_kill() -> &'static str {
+    if launcher()[0] == "srun" { ": Killed" } else { "signal 9 (Killed)" }
+}
+
 /// In the environment of a launcher and of all that it starts: which one it is.
 const LAUNCH: &str = "CTSCRIBE_TEST_LAUNCH";
 

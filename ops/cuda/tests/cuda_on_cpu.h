@@ -7,6 +7,7 @@
 // What it does not model: time, caches, memory ordering within a warp between collectives, atomics (there are none in the kernels).
 // With CUDA_ON_CPU_LENIENT, for candle's kernels: part of a warp may be a block's last, and threads that have ended are not waited for.
 #pragma once
+#include "halves.h"
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -43,32 +44,13 @@ struct alignas(8) uint2 { uint32_t x, y; };
 struct alignas(16) uint4 { uint32_t x, y, z, w; };
 
 #ifndef CUDA_ON_CPU_OWN_HALVES
-// bf16 and f16 as bits with the conversions that the kernels use, rounding to nearest even as the hardware does.
+// bf16 and f16 as bits with the conversions that the kernels use.
 struct __nv_bfloat16 { uint16_t bits; };
 struct __half { uint16_t bits; };
-inline float __bfloat162float(__nv_bfloat16 x) {
-  uint32_t wide = uint32_t(x.bits) << 16;
-  float value;
-  memcpy(&value, &wide, 4);
-  return value;
-}
-inline __nv_bfloat16 __float2bfloat16(float value) {
-  uint32_t wide;
-  memcpy(&wide, &value, 4);
-  if (value != value) return {0x7fff};
-  return {uint16_t((wide + 0x7fff + (wide >> 16 & 1)) >> 16)};
-}
-inline float __half2float(__half x) {
-  _Float16 narrow;
-  memcpy(&narrow, &x.bits, 2);
-  return narrow;
-}
-inline __half __float2half(float value) {
-  _Float16 narrow = value;
-  __half half;
-  memcpy(&half.bits, &narrow, 2);
-  return half;
-}
+inline float __bfloat162float(__nv_bfloat16 x) { return csim::wide_bf16(x.bits); }
+inline __nv_bfloat16 __float2bfloat16(float value) { return {csim::narrow_bf16(value)}; }
+inline float __half2float(__half x) { return csim::wide_f16(x.bits); }
+inline __half __float2half(float value) { return {csim::narrow_f16(value)}; }
 #endif
 using std::max;
 using std::min;

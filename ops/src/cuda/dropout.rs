@@ -7,11 +7,10 @@ use candle_core::{CpuStorage, CudaDevice, CudaStorage, CustomOp1, Layout, Result
 use super::launch::{DROPOUT, grid, launch};
 use super::place::{Place, contiguous, device, result, suffix};
 use super::{not_on_cpu, on_device, unwritten};
-use crate::dropout::Draw;
+use crate::dropout::{BLOCK, Draw};
 
+/// Of a block of the grid; each takes a block of words.
 const THREADS: usize = 256;
-/// Values of a thread.
-const WORDS: usize = 16;
 
 /// `dropout::Source` of dropout.cu.
 #[repr(C)]
@@ -48,7 +47,7 @@ impl Dropout {
             device,
             DROPOUT,
             &format!("dropout_{}", suffix(x.dtype)?),
-            grid((count.div_ceil(THREADS * WORDS), 1, 1), THREADS as u32, 0),
+            grid((count.div_ceil(THREADS * BLOCK), 1, 1), THREADS as u32, 0),
             x.address,
             y.address,
             self.source,

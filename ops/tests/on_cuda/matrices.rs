@@ -11,17 +11,12 @@ use super::check::{agrees, device, random};
 
 const QUANTISED: [(Format, GgmlDType); 3] = [(Format::Q8_0, GgmlDType::Q8_0), (Format::Q4K, GgmlDType::Q4K), (Format::Q6K, GgmlDType::Q6K)];
 
-/// The blocks of a matrix.
-fn blocks(values: &Tensor, kind: GgmlDType) -> Vec<u8> {
-    QTensor::quantize(values, kind).unwrap().data().unwrap().into_owned()
-}
-
 /// A matrix (out, in) in each format, in the host's memory.
 fn matrices(outputs: usize, inputs: usize) -> Vec<Matrix> {
     let values = random(&[outputs, inputs], 7);
     let plain = [DType::F32, DType::F16, DType::BF16].map(|dtype| Matrix::from_tensor(&values.to_dtype(dtype).unwrap()).unwrap());
     let quantised = QUANTISED.map(|(format, kind)| {
-        let bytes: Bytes = Arc::new(blocks(&values, kind));
+        let bytes: Bytes = Arc::new(QTensor::quantize(&values, kind).unwrap().data().unwrap().into_owned());
         let length = (*bytes).as_ref().len();
         Matrix::new(bytes, 0..length, format, (outputs, inputs)).unwrap()
     });
@@ -67,8 +62,9 @@ fn quantised_weights_multiply_f16() {
     let Some(device) = device() else { return };
     let values = random(&[64, 512], 7);
     for (format, kind) in QUANTISED {
-        let (bytes, exact) = (blocks(&values, kind), QTensor::quantize(&values, kind).unwrap().dequantize(&Device::Cpu).unwrap());
-        let there = QuantisedWeight::new(&Tensor::new(bytes.as_slice(), &device).unwrap(), format, (64, 512)).unwrap();
+        let quantised = QTensor::quantize(&values, kind).unwrap();
+        let (blocks, exact) = (quantised.data().unwrap(), quantised.dequantize(&Device::Cpu).unwrap());
+        let there = QuantisedWeight::new(&Tensor::new(&*blocks, &device).unwrap(), format, (64, 512)).unwrap();
         for rows in [1, 37] {
             agrees(&format!("{format}"), &device, DType::F16, &[random(&[rows, 512], 1)], &|x| {
                 if x[0].device().is_cpu() { x[0].matmul(&exact.t()?) } else { there.linear(&x[0], None) }

@@ -44,12 +44,12 @@ fn one_query_against_its_cache_agrees_with_the_same_query_among_others() {
     let Some(device) = device() else { return };
     for (dtype, (d, m)) in TYPES.into_iter().flat_map(|dtype| [(32, 5), (64, 257), (80, 300), (128, 1000)].map(|sizes| (dtype, sizes))) {
         let on_device = |shape: &[usize], seed| random(shape, seed).to_dtype(dtype).unwrap().to_device(&device).unwrap();
-        let (q, k, v) = (on_device(&[2, 4, 5, d], 1), on_device(&[2, 2, m, d], 2), on_device(&[2, 2, m, d], 3));
+        let (q, k, v) = (on_device(&[2, 8, 5, d], 1), on_device(&[2, 4, m, d], 2), on_device(&[2, 4, m, d], 3));
         let options = Attention { causal: true, ..Attention::full(0.09) };
         let values = |x: &Tensor| x.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let all = attention(&q, &k, &v, &options).unwrap().narrow(2, 4, 1).unwrap();
         let one = attention(&q.narrow(2, 4, 1).unwrap(), &k, &v, &options).unwrap();
-        assert!(values(&all).iter().zip(values(&one)).all(|(a, b)| (a - b).abs() < tolerance(dtype)), "{dtype:?}, D {d}, M {m}");
+        assert!(values(&all).iter().zip(values(&one)).all(|(a, b)| (a - b).abs() < tolerance(dtype).min(1e-2)), "{dtype:?}, D {d}, M {m}");
     }
 }
 

@@ -85,9 +85,10 @@ impl Llama {
         self.replayed = replayed && ops::caches_on_device(self.device(), self.dtype(), self.config.head_width());
     }
 
-    /// Whether passes are.
-    pub(super) fn is_replayed(&self) -> bool {
-        self.replayed
+    /// For the passes of some texts: none of them is recorded unless [`Self::set_replayed`] has said so, and then only where how far a text has come
+    /// is read on the device.
+    pub fn replays(&self) -> Replays<RunsKey> {
+        Replays::new(self.replayed)
     }
 
     /// Of the products with frozen weights of f32: f32 at first. Weights of 16 bits or fewer are multiplied as they always are.

@@ -31,8 +31,7 @@ impl<'a> LlamaTexts<'a> {
         let capacity = (read + new_tokens).min(model.config().max_position_embeddings);
         let factors = model.cache(0, 0).factors();
         let caches = (0..texts).map(|_| None).collect();
-        let replays = Replays::new(model.is_replayed());
-        Ok(LlamaTexts { model, prefixes: prefixes.detach(), capacity, caches, spare: Vec::new(), factors, replays })
+        Ok(LlamaTexts { model, prefixes: prefixes.detach(), capacity, caches, spare: Vec::new(), factors, replays: model.replays() })
     }
 
     /// Kinds of passes that have been recorded to be replayed.

@@ -2,35 +2,13 @@
 // A value of 16 bits is rounded after each operation, as on the device; the device's own approximations of functions are not modelled.
 #pragma once
 #define CUDA_ON_CPU_OWN_HALVES
+#include "../halves.h"
 #include <cassert>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
 #include <type_traits>
-
-inline float csim_wide_bf16(uint16_t bits) {
-  uint32_t wide = uint32_t(bits) << 16;
-  float value;
-  memcpy(&value, &wide, 4);
-  return value;
-}
-inline uint16_t csim_narrow_bf16(float value) {
-  uint32_t wide;
-  memcpy(&wide, &value, 4);
-  return value != value ? 0x7fff : uint16_t((wide + 0x7fff + (wide >> 16 & 1)) >> 16);
-}
-inline float csim_wide_f16(uint16_t bits) {
-  _Float16 narrow;
-  memcpy(&narrow, &bits, 2);
-  return narrow;
-}
-inline uint16_t csim_narrow_f16(float value) {
-  _Float16 narrow = value;
-  uint16_t bits;
-  memcpy(&bits, &narrow, 2);
-  return bits;
-}
 
 #define CSIM_HALF(NAME, WIDE, NARROW)                                                                                              \
   struct NAME {                                                                                                                    \
@@ -61,8 +39,8 @@ inline uint16_t csim_narrow_f16(float value) {
   inline NAME __habs(NAME a) { return NAME(std::fabs(float(a))); }                                                                 \
   inline NAME __hmax_nan(NAME a, NAME b) { return __hisnan(a) || __hisnan(b) ? NAME(NAN) : float(a) < float(b) ? b : a; }          \
   inline NAME __hmin_nan(NAME a, NAME b) { return __hisnan(a) || __hisnan(b) ? NAME(NAN) : float(b) < float(a) ? b : a; }
-CSIM_HALF(__nv_bfloat16, csim_wide_bf16, csim_narrow_bf16)
-CSIM_HALF(__half, csim_wide_f16, csim_narrow_f16)
+CSIM_HALF(__nv_bfloat16, csim::wide_bf16, csim::narrow_bf16)
+CSIM_HALF(__half, csim::wide_f16, csim::narrow_f16)
 typedef __half half;
 inline float __bfloat162float(__nv_bfloat16 x) { return x; }
 inline __nv_bfloat16 __float2bfloat16(float x) { return x; }

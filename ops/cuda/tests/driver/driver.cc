@@ -4,6 +4,7 @@
 // memory that is full of NaN when it is new, ends at a page that cannot be touched and is gone once it is freed; contexts bound to threads; streams,
 // which do all at once; capture of a stream into a graph, with what may not be captured, memory that is a graph's own, and launches of it.
 // What it does not model: time, several streams at once, memory that is another device's (there are CUDA_ON_CPU_DEVICES of them, one at first), events. A function that it lacks ends the program by name (missing.cc).
+#include "../halves.h"
 #include "kernel.h"
 #include <csignal>
 #include <cstdint>
@@ -387,12 +388,8 @@ double load(const void *values, long long i, int type) {
   switch (type) {
     case F32: return static_cast<const float *>(values)[i];
     case F64: return static_cast<const double *>(values)[i];
-    case F16: return static_cast<const _Float16 *>(values)[i];
-    case BF16: {
-      uint32_t wide = uint32_t(static_cast<const uint16_t *>(values)[i]) << 16;
-      float value;
-      return memcpy(&value, &wide, 4), value;
-    }
+    case F16: return csim::wide_f16(static_cast<const uint16_t *>(values)[i]);
+    case BF16: return csim::wide_bf16(static_cast<const uint16_t *>(values)[i]);
   }
   fail("a product of another type");
 }
@@ -400,14 +397,8 @@ void store(void *values, long long i, int type, double value) {
   switch (type) {
     case F32: static_cast<float *>(values)[i] = value; return;
     case F64: static_cast<double *>(values)[i] = value; return;
-    case F16: static_cast<_Float16 *>(values)[i] = value; return;
-    case BF16: {
-      float narrow = value;
-      uint32_t wide;
-      memcpy(&wide, &narrow, 4);
-      static_cast<uint16_t *>(values)[i] = value != value ? 0x7fff : (wide + 0x7fff + (wide >> 16 & 1)) >> 16;
-      return;
-    }
+    case F16: static_cast<uint16_t *>(values)[i] = csim::narrow_f16(value); return;
+    case BF16: static_cast<uint16_t *>(values)[i] = csim::narrow_bf16(value); return;
   }
   fail("a product of another type");
 }
