@@ -17,7 +17,7 @@ use crate::generate::{open_llama, room_to_pack};
 use crate::text::bert::{BertConfig, BertEncoder, Precision};
 use crate::train::AdamW;
 use crate::vision::CtVit;
-use crate::weights::{Params, WeightPrecision};
+use crate::weights::{BasePrecision, Params, WeightPrecision};
 use crate::{Error, Result, volume};
 
 /// One LoRA training step: r 8, alpha 16, AdamW, gradients clipped at 1.
@@ -33,8 +33,8 @@ pub struct StepOptions {
     pub batch: usize,
     /// Whether layers are run again in the backward pass.
     pub recompute: bool,
-    /// Of the products with weights of f32.
-    pub precision: WeightPrecision,
+    /// Of the products with weights.
+    pub precision: BasePrecision,
     /// The adapted projections.
     pub targets: Vec<String>,
     /// Runs on the clock.
@@ -58,8 +58,7 @@ fn measure_awake(runs: usize, mut work: impl FnMut() -> Result<()> + Send) -> Re
 
 /// Times a LoRA training step of the base in `base` on `device`.
 pub fn lora_step(base: &Path, options: &StepOptions, device: &Device) -> Result<Measured> {
-    let mut model = open_llama(base, device)?;
-    model.set_precision(options.precision);
+    let mut model = open_llama(base, options.precision, device)?;
     model.attach_lora(&LoraConfig::plain(8, 16.0, Targets::Names(options.targets.clone())), 1)?;
     model.set_recompute(options.recompute);
     let config = OptimizerConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, no_decay: vec![] };
@@ -100,7 +99,7 @@ pub struct DecodeOptions {
 
 /// Times `options.new` tokens after a prompt that was read before the clock started, one a pass, as reports are written.
 pub fn decode(base: &Path, options: &DecodeOptions, device: &Device) -> Result<Measured> {
-    let mut model = open_llama(base, device)?;
+    let mut model = open_llama(base, BasePrecision::Auto, device)?;
     model.set_writing(room_to_pack());
     model.set_replayed(options.graphs);
     let mut replays = model.replays();
@@ -122,7 +121,7 @@ pub fn decode(base: &Path, options: &DecodeOptions, device: &Device) -> Result<M
 
 /// Times reading a prompt and the logits of its last position.
 pub fn prefill(base: &Path, options: &DecodeOptions, device: &Device) -> Result<Measured> {
-    let model = open_llama(base, device)?;
+    let model = open_llama(base, BasePrecision::Auto, device)?;
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let prompt = model.embed(&ids(&mut rng, 1, options.prompt, model.config().vocab_size)?)?;
     measure_awake(options.runs, || {

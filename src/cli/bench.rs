@@ -12,7 +12,7 @@ use crate::bench::{decode, encode, lora_step, prefill, prepare_file, report, tex
 use crate::data::Subset;
 use crate::device::DeviceName;
 use crate::text::Precision;
-use crate::weights::WeightPrecision;
+use crate::weights::{BasePrecision, WeightPrecision};
 
 use super::run::{print_json, three};
 
@@ -54,9 +54,9 @@ enum Work {
         /// Runs layers again in the backward pass.
         #[arg(long)]
         recompute: bool,
-        /// The numbers of the products with weights of f32.
-        #[arg(long, default_value = "f32")]
-        precision: Numbers,
+        /// The numbers of the products with its weights.
+        #[arg(long, default_value = "auto")]
+        precision: BaseNumbers,
         /// The adapted projections.
         #[arg(long, value_delimiter = ',', default_value = "q_proj,v_proj")]
         targets: Vec<String>,
@@ -140,6 +140,26 @@ enum Dtype {
     Int16,
     /// bf16, with sums in f32.
     Bf16,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum BaseNumbers {
+    /// f32 in f32; 16 bits or fewer in factors of 16 bits.
+    Auto,
+    /// 32 bits, whatever the weights are.
+    F32,
+    /// f32 in integers of 16 bits with exact sums; others as `auto`.
+    Int16,
+}
+
+impl From<BaseNumbers> for BasePrecision {
+    fn from(numbers: BaseNumbers) -> Self {
+        match numbers {
+            BaseNumbers::Auto => BasePrecision::Auto,
+            BaseNumbers::F32 => BasePrecision::F32,
+            BaseNumbers::Int16 => BasePrecision::Int16,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

@@ -47,11 +47,11 @@ pub struct Args {
 }
 
 /// Types of weights: safetensors in the first three, GGUF in the others.
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum WeightFormat {
     /// 32 bits.
     F32,
-    /// 16 bits, IEEE.
+    /// 16 bits, IEEE; drawn weights are those of a bf16 model, as LLaMA2's are.
     F16,
     /// 16 bits with f32's exponent.
     Bf16,
@@ -101,7 +101,8 @@ impl Args {
     fn write_weights(&self, model: &str) -> Result<()> {
         let mut sizes = LlamaConfig::named(model)?;
         sizes.num_hidden_layers = self.layers.unwrap_or(sizes.num_hidden_layers);
-        let sources = sizes.tensors().into_iter().map(|(name, shape, std)| Source::random(name, shape, std, self.seed));
+        let published = |source: Source<'static>| if self.format == WeightFormat::F16 { source.bf16_in_f16() } else { source };
+        let sources = sizes.tensors().into_iter().map(|(name, shape, std)| Ok(published(Source::random(name, shape, std, self.seed)?)));
         let files = self.format.write(&self.out, &sizes, &sources.collect::<Result<Vec<_>>>()?)?;
         if let Some(folder) = &self.tokenizer {
             copy_files(folder, &self.out, &["tokenizer.json", "tokenizer.model", "tokenizer_config.json"])?;

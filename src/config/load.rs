@@ -127,7 +127,7 @@ fn set(root: &mut Value, text: &str) -> std::result::Result<(), String> {
 mod tests {
     use super::*;
     use crate::text::{EncoderConfig, Precision};
-    use crate::weights::WeightPrecision;
+    use crate::weights::{BasePrecision, WeightPrecision};
 
     #[test]
     fn every_preset_is_whole_and_reads_back_as_it_was_written() {
@@ -171,14 +171,16 @@ mod tests {
     }
 
     #[test]
-    fn visions_and_llamas_precisions_are_f32_unless_said_otherwise_and_never_bf16() {
+    fn visions_precision_is_f32_and_llamas_auto_unless_said_otherwise_and_neither_is_bf16() {
         let precisions =
             |sets: &[String]| Config::load("ct-rate-bert", sets).map(|config| (config.vision.precision, config.llama.precision));
-        assert_eq!(precisions(&[]).unwrap(), (WeightPrecision::F32, WeightPrecision::F32));
+        assert_eq!(precisions(&[]).unwrap(), (WeightPrecision::F32, BasePrecision::Auto));
         let set = ["vision.precision=int16".to_string()];
-        assert_eq!(precisions(&set).unwrap(), (WeightPrecision::Int16, WeightPrecision::F32));
-        let set = ["llama.precision=int16".to_string()];
-        assert_eq!(precisions(&set).unwrap(), (WeightPrecision::F32, WeightPrecision::Int16));
+        assert_eq!(precisions(&set).unwrap(), (WeightPrecision::Int16, BasePrecision::Auto));
+        for (name, expected) in [("f32", BasePrecision::F32), ("int16", BasePrecision::Int16)] {
+            let set = [format!("llama.precision={name}")];
+            assert_eq!(precisions(&set).unwrap(), (WeightPrecision::F32, expected));
+        }
         for key in ["vision", "llama"] {
             let message = precisions(&[format!("{key}.precision=bf16")]).unwrap_err().to_string();
             assert!(message.contains("bf16") && message.contains("int16"), "{message}");

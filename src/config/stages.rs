@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::decoder::bert::BertDecoderConfig;
 use crate::decoder::{GenerationConfig, LlamaConfig, ProjectorConfig};
-use crate::weights::WeightPrecision;
+use crate::weights::BasePrecision;
 
 use super::TrainingConfig;
 
@@ -39,9 +39,9 @@ pub struct LanguageStage {
 pub struct LlamaStage {
     /// Folder of the base in Hugging Face's layout; null: the run's own language model.
     pub base: Option<PathBuf>,
-    /// The numbers of the products with its weights, where those are of f32; of 16 bits or fewer they are multiplied as they lie.
+    /// The numbers of the products with its weights.
     #[serde(default)]
-    pub precision: WeightPrecision,
+    pub precision: BasePrecision,
     /// `none`, `ours`, `reference`, or the path of a file with `before` and `after`.
     pub prompt: String,
     /// Whether the beginning token comes first and the ending token is learned (the reference has neither).

@@ -12,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::config::Config;
 use crate::decoder::{Fit, Llama};
-use crate::weights::{self, copy_files, save};
+use crate::weights::{self, BasePrecision, copy_files, save};
 use crate::{Error, Result};
 
 use super::decoders::{DecoderKind, PROJECTOR_FILE, llama_base, open_decoder, open_llama, run_adapter};
@@ -33,7 +33,7 @@ pub struct MergeOutcome {
 
 /// Logits (L, vocabulary) of `ids` by the LLaMA in `base` with `adapter`, if there is one.
 pub fn adapter_logits(base: &Path, adapter: Option<&Path>, ids: &[u32]) -> Result<Tensor> {
-    let mut model = open_llama(base, &Device::Cpu)?;
+    let mut model = open_llama(base, BasePrecision::F32, &Device::Cpu)?;
     if let Some(adapter) = adapter {
         model.load_adapter(adapter)?;
     }
@@ -55,7 +55,7 @@ fn logits(model: &Llama, ids: &[u32]) -> Result<Tensor> {
 /// The tensors of an adapter beside the base that it is to be put on, and its configuration.
 pub fn verify_adapter(adapter: &Path, base: &Path) -> Result<(LoraConfig, Vec<Fit>)> {
     let (config, shapes) = ctscribe_lora::adapter_shapes(adapter)?;
-    let fits = open_llama(base, &Device::Cpu)?.fits(&config, &shapes);
+    let fits = open_llama(base, BasePrecision::Auto, &Device::Cpu)?.fits(&config, &shapes);
     Ok((config, fits))
 }
 
@@ -65,14 +65,14 @@ pub fn merge_adapter(adapter: &Path, base: &Path, out: &Path, f32: bool, toleran
     if out.canonicalize().is_ok_and(|out| base.canonicalize().is_ok_and(|base| base == out)) {
         return Err(Error::file(out, "the merged model would take its base's place"));
     }
-    let mut model = open_llama(base, &Device::Cpu)?;
+    let mut model = open_llama(base, BasePrecision::F32, &Device::Cpu)?;
     model.load_adapter(adapter)?;
     let ids = seeded_ids(&model);
     let expected = logits(&model, &ids)?;
     model.merge_adapter()?;
     write_merged(&model, base, out, f32)?;
     drop(model);
-    let found = logits(&open_llama(out, &Device::Cpu)?, &ids)?;
+    let found = logits(&open_llama(out, BasePrecision::F32, &Device::Cpu)?, &ids)?;
     let largest = |tensor: &Tensor| -> Result<f32> { Ok(transfers::read_number(&tensor.abs()?.flatten_all()?.max(0)?)?) };
     let outcome = MergeOutcome { tokens: ids.len(), largest: largest(&(found - &expected)?)?, scale: largest(&expected)? };
     if outcome.largest.is_nan() || outcome.largest > tolerance {
@@ -122,7 +122,7 @@ pub fn import_adapter(adapter: &Path, run: &Path, replace: bool) -> Result<Vec<P
     if adapter.join(PROJECTOR_FILE).is_file() || own.join(PROJECTOR_FILE).is_file() {
         open_decoder(&config, run, DecoderKind::Llama, Some(adapter))?;
     } else {
-        open_llama(&llama_base(&config, run), &Device::Cpu)?.load_adapter(adapter)?;
+        open_llama(&llama_base(&config, run), config.llama.precision, &Device::Cpu)?.load_adapter(adapter)?;
     }
     copy_files(adapter, &own, &FILES)
 }

@@ -9,7 +9,7 @@ use crate::decoder::bert::{BertDecoder, BertDecoderConfig};
 use crate::decoder::{DraftIndex, Llama, LlamaConfig, PROJECTOR, Projector, ReportDecoder, open_adapter};
 use crate::device::Memory;
 use crate::text::{PromptText, Tokenizer};
-use crate::weights::{self, Mapped, Params};
+use crate::weights::{self, BasePrecision, Mapped, Params};
 use crate::{Error, Result};
 
 /// Which decoder.
@@ -55,14 +55,14 @@ pub fn llama_base(config: &Config, run: &Path) -> PathBuf {
 
 /// A frozen LLaMA, its weights left in their files: a folder in Hugging Face's layout (with a GGUF file in
 /// safetensors' place, if it has one), or a GGUF file alone. On a device other than the processor they are copied there.
-pub fn open_llama(base: &Path, device: &Device) -> Result<Llama> {
+pub fn open_llama(base: &Path, precision: BasePrecision, device: &Device) -> Result<Llama> {
     let path = base.join("config.json");
     if base.is_dir() && !path.is_file() {
         return Err(Error::file(base, "no LLaMA here: it holds no config.json"));
     }
     let mapped = Mapped::open(base)?;
     let config = LlamaConfig::of_base(base, &mapped)?;
-    let params = Params::mapped(mapped, device);
+    let params = Params::mapped(mapped, device).with_precision(precision);
     let model = Llama::new(&config, &params)?;
     params.finish()?;
     Ok(model)
@@ -83,8 +83,7 @@ fn tokenizer_folder(base: &Path) -> &Path {
 pub fn assemble_llama(config: &Config, run: &Path, params: Params) -> Result<Assembled> {
     let base = llama_base(config, run);
     let stage = &config.llama;
-    let mut model = open_llama(&base, params.device())?;
-    model.set_precision(stage.precision);
+    let model = open_llama(&base, stage.precision, params.device())?;
     let (hidden, std) = (model.config().hidden_size, model.embedding_std()?);
     let projector = Projector::new(&stage.projector, visual(config), hidden, std, &params.at("projector"))?;
     let (tokenizer, prompt) = (Tokenizer::read(tokenizer_folder(&base))?, PromptText::load(&stage.prompt)?);

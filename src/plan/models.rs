@@ -75,6 +75,8 @@ pub struct Base {
     pub config: LlamaConfig,
     /// Bytes of its weights.
     pub bytes: u64,
+    /// Whether they are f32.
+    pub f32: bool,
 }
 
 /// The base that a run's LLaMA stands on, as far as it is at hand, and what was assumed of it.
@@ -84,7 +86,10 @@ pub fn base(config: &Config) -> Result<(Vec<String>, Base)> {
         let mut sizes = language.model.clone();
         sizes.vocab_size = if sizes.vocab_size == 0 { language.vocabulary } else { sizes.vocab_size };
         let bytes = 4 * values(&sizes);
-        return Ok((vec![format!("LLaMA: the run's own language model, {:.1} MB", bytes as f64 / 1e6)], Base { config: sizes, bytes }));
+        return Ok((
+            vec![format!("LLaMA: the run's own language model, {:.1} MB", bytes as f64 / 1e6)],
+            Base { config: sizes, bytes, f32: true },
+        ));
     }
     let folder =
         config.llama.base.as_ref().ok_or_else(|| Error::Invalid("llama.base: null, and there is no language model".to_string()))?;
@@ -93,12 +98,13 @@ pub fn base(config: &Config) -> Result<(Vec<String>, Base)> {
         let bytes = 2 * values(&sizes);
         return Ok((
             vec![format!("{}: not at hand; LLaMA2-7B's sizes in 16 bits are assumed", folder.display())],
-            Base { config: sizes, bytes },
+            Base { config: sizes, bytes, f32: false },
         ));
     }
     let mapped = Mapped::open(folder)?;
     let (sizes, bytes) = (LlamaConfig::of_base(folder, &mapped)?, mapped.bytes());
-    Ok((vec![format!("{}: {:.2} GB of weights", folder.display(), bytes as f64 / 1e9)], Base { config: sizes, bytes }))
+    let f32 = bytes >= 4 * values(&sizes);
+    Ok((vec![format!("{}: {:.2} GB of weights", folder.display(), bytes as f64 / 1e9)], Base { config: sizes, bytes, f32 }))
 }
 
 /// LLaMA in 16 bits or fewer on `tokens`, `labelled` of them with a next token to learn.

@@ -3,7 +3,7 @@
 use crate::config::{Config, TrainingConfig};
 use crate::decoder::{GenerationConfig, Strategy};
 use crate::text::EncoderConfig;
-use crate::weights::WeightPrecision;
+use crate::weights::BasePrecision;
 
 use super::models::{Base, Model, Pass, adapters, bert, ct_vit, llama};
 use super::{Machine, Stage, Studies};
@@ -135,9 +135,15 @@ fn observe(config: &Config, studies: Studies) -> Work {
     }
 }
 
-/// Bytes of what passes through LLaMA on a device: a base of one's own is f32, others pass bf16.
-fn value_bytes(config: &Config) -> f64 {
-    if config.language.is_some() { 4.0 } else { 2.0 }
+/// Bytes of what passes through LLaMA on a device: f32 through a base that is multiplied so, bf16 through others.
+fn value_bytes(config: &Config, base: &Base) -> f64 {
+    if base.f32 || config.llama.precision == BasePrecision::F32 { 4.0 } else { 2.0 }
+}
+
+/// Bytes of the base on a device.
+fn base_there(config: &Config, base: &Base) -> f64 {
+    let parameters = llama(&base.config, 1, 1).parameters;
+    if config.llama.precision == BasePrecision::F32 { 4.0 * parameters } else { base.bytes as f64 }
 }
 
 fn report_llama(config: &Config, base: &Base, studies: Studies) -> Work {
@@ -147,8 +153,7 @@ fn report_llama(config: &Config, base: &Base, studies: Studies) -> Work {
     let (typical, longest) = (text(studies.report_tokens.min(stage.max_report_tokens)), text(stage.max_report_tokens));
     let learned = adapters(config, &base.config);
     // rounded where products are (decoder::Llama)
-    let rounds = config.language.is_none() || stage.precision != WeightPrecision::F32;
-    let here = if rounds { Model { input: 0.5, ..longest } } else { longest };
+    let here = if stage.precision.is_exact(base.f32) { longest } else { Model { input: 0.5, ..longest } };
     let (pass, sequences) = (pass(training), (training.steps * training.batch as u64) as f64);
     let at_once = (training.micro_batch * config.threads.min(training.batch.div_ceil(training.micro_batch))) as f64;
     Work {
@@ -158,8 +163,10 @@ fn report_llama(config: &Config, base: &Base, studies: Studies) -> Work {
         operations: sequences * typical.operations(pass),
         reads: 0.0,
         voxels: 0.0,
-        device: base.bytes as f64 + LEARNED_THERE * learned + value_bytes(config) * longest.held(pass) * training.micro_batch as f64,
-        bf16: config.language.is_none(),
+        device: base_there(config, base)
+            + LEARNED_THERE * learned
+            + value_bytes(config, base) * longest.held(pass) * training.micro_batch as f64,
+        bf16: value_bytes(config, base) < 4.0,
     }
 }
 
@@ -209,7 +216,8 @@ fn write_llama(config: &Config, base: &Base, studies: Studies) -> Work {
         operations: whole.operations(Pass::Forward) * studies.test as f64,
         reads: base.bytes as f64 * (tokens * studies.test.div_ceil(generation.batch.max(1))) as f64,
         voxels: 0.0,
-        device: base.bytes as f64 + value_bytes(config) * ((kv * at_once) as f64 + prompt.held(Pass::Forward) * at_once as f64),
-        bf16: config.language.is_none(),
+        device: base_there(config, base)
+            + value_bytes(config, base) * ((kv * at_once) as f64 + prompt.held(Pass::Forward) * at_once as f64),
+        bf16: value_bytes(config, base) < 4.0,
     }
 }

@@ -16,5 +16,5 @@ pub use fetch::{Fetched, fetch, verify};
 pub use files::{copy_files, metadata, open, part, remove_leftovers, save, sha256, write, write_aside};
 pub use mapped::{GgufMetadata, Mapped};
 pub use params::{Init, LoadReport, Params};
-pub use precision::WeightPrecision;
+pub use precision::{BasePrecision, WeightPrecision};
 pub use writer::{Mix, Source, write_gguf, write_shards};

@@ -11,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal, Uniform};
 use sha2::{Digest, Sha256};
 
-use super::Mapped;
+use super::{BasePrecision, Mapped};
 use crate::{Error, Result};
 
 /// How a tensor starts when no checkpoint gives it.
@@ -109,6 +109,7 @@ pub struct Params {
     frozen: bool,
     device: Device,
     dtype: DType,
+    precision: BasePrecision,
 }
 
 impl Params {
@@ -123,6 +124,7 @@ impl Params {
             frozen: false,
             device: device.clone(),
             dtype: DType::F32,
+            precision: BasePrecision::Auto,
         }
     }
 
@@ -147,6 +149,12 @@ impl Params {
     /// The same, with tensors of another type (frozen bases in bf16, say).
     pub fn with_dtype(mut self, dtype: DType) -> Self {
         self.dtype = dtype;
+        self
+    }
+
+    /// The same, with matrices that are multiplied so.
+    pub fn with_precision(mut self, precision: BasePrecision) -> Self {
+        self.precision = precision;
         self
     }
 
@@ -208,10 +216,11 @@ impl Params {
     /// a device other than the processor). `init` as for [`Params::get`].
     pub fn matrix(&self, name: &str, (outputs, inputs): (usize, usize), init: Init) -> Result<Matrix> {
         let (full, shape) = (self.full_name(name), [outputs, inputs]);
-        match self.find(&full, &shape) {
-            Some(checkpoint) => Ok(checkpoint.matrix(&full)?.on(&self.device)?),
-            None => Ok(Matrix::from_tensor(&draw(init, &shape, self.seed, &full)?.to_dtype(self.dtype)?)?.on(&self.device)?),
-        }
+        let matrix = match self.find(&full, &shape) {
+            Some(checkpoint) => checkpoint.matrix(&full)?,
+            None => Matrix::from_tensor(&draw(init, &shape, self.seed, &full)?.to_dtype(self.dtype)?)?,
+        };
+        Ok(self.precision.of(matrix).on(&self.device)?)
     }
 
     fn take(&self, full: &str, shape: &[usize]) -> Result<Option<Tensor>> {

@@ -58,6 +58,18 @@ impl<'a> Source<'a> {
         Ok(Source { name: name.to_string(), shape, values: Box::new(values) })
     }
 
+    /// The same tensor with what f16 keeps of its values in bf16: those of a bf16 model that is published in f16, as LLaMA2 is.
+    pub fn bf16_in_f16(self) -> Self {
+        let Source { name, shape, values } = self;
+        let narrow = |value: &mut f32| *value = f16::from_f32(bf16::from_f32(*value).to_f32()).to_f32();
+        let values = move || {
+            let mut values = values()?;
+            values.par_iter_mut().with_min_len(DRAWN).for_each(narrow);
+            Ok(values)
+        };
+        Source { name, shape, values: Box::new(values) }
+    }
+
     fn count(&self) -> usize {
         self.shape.iter().product()
     }

@@ -7,7 +7,7 @@ use ctscribe::config::OptimizerConfig;
 use ctscribe::decoder::{Llama, LlamaConfig};
 use ctscribe::generate::open_llama;
 use ctscribe::train::AdamW;
-use ctscribe::weights::{self, Mapped, Mix, Params, Source, write_gguf, write_shards};
+use ctscribe::weights::{self, BasePrecision, Mapped, Mix, Params, Source, write_gguf, write_shards};
 use ctscribe_lora::{LoraConfig, Targets};
 use ctscribe_ops::Format;
 
@@ -47,6 +47,14 @@ fn logits(model: &Llama) -> Tensor {
     model.logits(&hidden).unwrap()
 }
 
+/// Of the loss, to what goes in.
+fn gradient(model: &Llama) -> Tensor {
+    let input = Var::from_tensor(&model.embed(&ids()).unwrap()).unwrap();
+    let hidden = model.forward(input.as_tensor(), None, None).unwrap();
+    let loss = model.loss_sum(&hidden, &[(0..20).collect()], &[vec![1.0; 20]]).unwrap();
+    loss.backward().unwrap().remove(&input).unwrap()
+}
+
 /// The model that computes in f32 with the values that `folder`'s tensors have.
 fn read(path: &Path) -> Llama {
     let mapped = Mapped::open(path).unwrap();
@@ -63,14 +71,19 @@ fn largest(tensor: &Tensor) -> f64 {
 
 #[test]
 fn shards_in_any_type_give_the_logits_of_their_values() {
-    for (format, tolerance) in [(Format::F32, 0.0), (Format::F16, 0.0), (Format::Bf16, 2e-2)] {
+    // of 16 bits: products of pairs against f32's
+    let auto = [(Format::F32, 0.0), (Format::F16, 2e-2), (Format::Bf16, 2e-2)].map(|(format, bound)| (format, BasePrecision::Auto, bound));
+    let exact = [Format::F16, Format::Bf16].map(|format| (format, BasePrecision::F32, 0.0));
+    for (format, precision, tolerance) in auto.into_iter().chain(exact) {
         let folder = tempfile::tempdir().unwrap();
         write_config(folder.path());
         let files = write_shards(folder.path(), &sources(), format, 1_000_000).unwrap();
         assert!(files.len() > 3, "several shards and an index: {files:?}");
-        let (found, expected) = (logits(&open_llama(folder.path(), &Device::Cpu).unwrap()), logits(&read(folder.path())));
-        // bf16: products of bf16 pairs against f32's
-        assert_close(&format.to_string(), &found, &expected, tolerance * largest(&expected));
+        let (found, expected) = (open_llama(folder.path(), precision, &Device::Cpu).unwrap(), read(folder.path()));
+        let name = format!("{format}, {precision:?}");
+        assert_close(&name, &logits(&found), &logits(&expected), tolerance * largest(&logits(&expected)));
+        let expected = gradient(&expected);
+        assert_close(&format!("{name}, gradient"), &gradient(&found), &expected, tolerance * largest(&expected));
     }
 }
 
@@ -81,10 +94,10 @@ fn a_missing_shard_and_a_cut_one_are_named() {
     let files = write_shards(folder.path(), &sources(), Format::Bf16, 1_000_000).unwrap();
     let bytes = std::fs::read(&files[1]).unwrap();
     std::fs::write(&files[1], &bytes[..bytes.len() - 10]).unwrap();
-    let message = open_llama(folder.path(), &Device::Cpu).unwrap_err().to_string();
+    let message = open_llama(folder.path(), BasePrecision::Auto, &Device::Cpu).unwrap_err().to_string();
     assert!(message.contains("model-00002-of") && message.contains("not a whole safetensors file"), "{message}");
     std::fs::remove_file(&files[1]).unwrap();
-    assert!(open_llama(folder.path(), &Device::Cpu).unwrap_err().to_string().contains("model-00002-of"));
+    assert!(open_llama(folder.path(), BasePrecision::Auto, &Device::Cpu).unwrap_err().to_string().contains("model-00002-of"));
 }
 
 #[test]
@@ -93,7 +106,7 @@ fn gguf_files_hold_the_projections_in_hugging_faces_order_and_the_sizes() {
     for (mix, bits) in [(Mix::Q8_0, 7.0f64), (Mix::Q4KM, 3.0)] {
         let path = folder.path().join(format!("{mix:?}.gguf"));
         write_gguf(&path, &sources(), &SIZES.gguf(), mix, (8, 4)).unwrap();
-        let model = open_llama(&path, &Device::Cpu).unwrap();
+        let model = open_llama(&path, BasePrecision::Auto, &Device::Cpu).unwrap();
         assert_eq!(model.config(), &SIZES);
         let found = model.projection_weights().unwrap();
         assert_eq!(found.len(), 21);
@@ -112,13 +125,7 @@ fn a_quantised_base_gives_the_logits_and_the_gradient_of_its_values() {
     for mix in [Mix::Q8_0, Mix::Q4KM] {
         let path = folder.path().join(format!("{mix:?}.gguf"));
         write_gguf(&path, &sources(), &SIZES.gguf(), mix, (8, 4)).unwrap();
-        let gradient = |model: &Llama| {
-            let input = Var::from_tensor(&model.embed(&ids()).unwrap()).unwrap();
-            let hidden = model.forward(input.as_tensor(), None, None).unwrap();
-            let loss = model.loss_sum(&hidden, &[(0..20).collect()], &[vec![1.0; 20]]).unwrap();
-            loss.backward().unwrap().remove(&input).unwrap()
-        };
-        let (quantised, exact) = (open_llama(&path, &Device::Cpu).unwrap(), read(&path));
+        let (quantised, exact) = (open_llama(&path, BasePrecision::Auto, &Device::Cpu).unwrap(), read(&path));
         for (what, found, expected) in
             [("logits", logits(&quantised), logits(&exact)), ("gradient", gradient(&quantised), gradient(&exact))]
         {
@@ -140,13 +147,36 @@ fn a_quantised_base_gives_the_logits_and_the_gradient_of_its_values() {
     }
 }
 
+fn narrow_sources() -> Vec<Source<'static>> {
+    sources().into_iter().map(Source::bf16_in_f16).collect()
+}
+
 #[test]
-fn a_base_of_bf16_that_only_writes_gives_what_it_gives_where_it_lies() {
+fn a_file_of_f16_that_holds_bf16s_values_gives_what_one_of_bf16_gives() {
+    let models = [Format::Bf16, Format::F16].map(|format| {
+        let folder = tempfile::tempdir().unwrap();
+        write_config(folder.path());
+        write_shards(folder.path(), &narrow_sources(), format, 1_000_000).unwrap();
+        (open_llama(folder.path(), BasePrecision::Auto, &Device::Cpu).unwrap(), folder)
+    });
+    let [(of_bf16, _), (of_f16, _)] = &models;
+    assert_close("logits", &logits(of_f16), &logits(of_bf16), 0.0);
+    assert_close("gradient", &gradient(of_f16), &gradient(of_bf16), 0.0);
+}
+
+#[test]
+fn a_base_of_16_bits_that_only_writes_gives_what_it_gives_where_it_lies() {
+    for (format, sources) in [(Format::Bf16, sources()), (Format::F16, narrow_sources()), (Format::F16, sources())] {
+        writes_what_it_gives_where_it_lies(format, &sources);
+    }
+}
+
+fn writes_what_it_gives_where_it_lies(format: Format, sources: &[Source]) {
     let folder = tempfile::tempdir().unwrap();
     write_config(folder.path());
-    write_shards(folder.path(), &sources(), Format::Bf16, 1_000_000).unwrap();
-    let plain = open_llama(folder.path(), &Device::Cpu).unwrap();
-    let mut writing = open_llama(folder.path(), &Device::Cpu).unwrap();
+    write_shards(folder.path(), sources, format, 1_000_000).unwrap();
+    let plain = open_llama(folder.path(), BasePrecision::Auto, &Device::Cpu).unwrap();
+    let mut writing = open_llama(folder.path(), BasePrecision::Auto, &Device::Cpu).unwrap();
     writing.set_writing(u64::MAX);
     let embedded = plain.embed(&ids()).unwrap();
     // a prompt of twelve, then token by token: packed at the first; then another prompt, and guesses
@@ -161,7 +191,7 @@ fn a_base_of_bf16_that_only_writes_gives_what_it_gives_where_it_lies() {
         let again = model.forward_cached(&embedded, &mut model.cache(1, 20)).unwrap();
         [model.logits(&Tensor::cat(&hidden, 1).unwrap()).unwrap(), model.logits(&again).unwrap()]
     };
-    let mut crowded = open_llama(folder.path(), &Device::Cpu).unwrap();
+    let mut crowded = open_llama(folder.path(), BasePrecision::Auto, &Device::Cpu).unwrap();
     crowded.set_writing(1 << 10);
     let [found, again] = run(&writing);
     let [expected, expected_again] = run(&plain);
@@ -177,7 +207,7 @@ fn adapters_on_a_quantised_base_learn_two_texts_by_heart() {
     let path = folder.path().join("base.gguf");
     write_gguf(&path, &sources(), &SIZES.gguf(), Mix::Q4KM, (8, 4)).unwrap();
     let before = weights::sha256(&path).unwrap();
-    let mut model = open_llama(&path, &Device::Cpu).unwrap();
+    let mut model = open_llama(&path, BasePrecision::Auto, &Device::Cpu).unwrap();
     let targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"].map(String::from).to_vec();
     model.attach_lora(&LoraConfig::plain(8, 16.0, Targets::Names(targets)), 5).unwrap();
     let config = OptimizerConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, no_decay: vec![] };

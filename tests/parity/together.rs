@@ -8,7 +8,7 @@ use ctscribe::decoder::{
 };
 use ctscribe::generate::open_llama;
 use ctscribe::text::Tokenizer;
-use ctscribe::weights::{Mix, Source, write_gguf, write_shards};
+use ctscribe::weights::{BasePrecision, Mix, Source, write_gguf, write_shards};
 use ctscribe_lora::{LoraConfig, Targets};
 use ctscribe_ops::{FEW_ROWS, Format};
 
@@ -41,12 +41,12 @@ fn models(folder: &Path, dora: bool) -> Vec<(String, Llama)> {
         std::fs::create_dir(&folder).unwrap();
         std::fs::write(folder.join("config.json"), SIZES.json(1, 2).to_string()).unwrap();
         write_shards(&folder, &sources(), format, 10_000_000).unwrap();
-        models.push((format.to_string(), open_llama(&folder, &Device::Cpu).unwrap()));
+        models.push((format.to_string(), open_llama(&folder, BasePrecision::Auto, &Device::Cpu).unwrap()));
     }
     for mix in [Mix::Q8_0, Mix::Q4KM] {
         let path = folder.join(format!("{mix:?}.gguf"));
         write_gguf(&path, &sources(), &SIZES.gguf(), mix, (8, 2)).unwrap();
-        models.push((format!("{mix:?}"), open_llama(&path, &Device::Cpu).unwrap()));
+        models.push((format!("{mix:?}"), open_llama(&path, BasePrecision::Auto, &Device::Cpu).unwrap()));
     }
     let targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"].map(String::from).to_vec();
     let config = LoraConfig { dora, ..LoraConfig::plain(8, 16.0, Targets::Names(targets)) };
@@ -195,7 +195,7 @@ fn llama_writes_the_same_texts_with_guesses_and_in_batches_whatever_the_weights_
 #[test]
 fn the_real_tiny_llama_tells_the_same_stories_with_guesses() {
     let Some(folder) = data("models/stories260k") else { return };
-    let (model, tokenizer) = (open_llama(&folder, &Device::Cpu).unwrap(), Tokenizer::read(&folder).unwrap());
+    let (model, tokenizer) = (open_llama(&folder, BasePrecision::Auto, &Device::Cpu).unwrap(), Tokenizer::read(&folder).unwrap());
     let beginnings =
         ["Once upon a time", "The dog was sad", "Lily had a big red", "Tom and his mom went", "One day, a little bird", "In the park"];
     let ids: Vec<Vec<u32>> = beginnings.iter().map(|text| [vec![tokenizer.begin], tokenizer.encode(text).unwrap()].concat()).collect();

@@ -7,7 +7,7 @@ use ctscribe::decoder::{Llama, LlamaConfig};
 use ctscribe::text::bert::NormPlace;
 use ctscribe::train::step_rng;
 use ctscribe::vision::{CtVit, CtVitConfig, PatchEmbedding};
-use ctscribe::weights::{Params, WeightPrecision};
+use ctscribe::weights::{BasePrecision, Params};
 use ctscribe_lora::{LoraConfig, Targets};
 use rand::Rng;
 
@@ -38,13 +38,18 @@ fn assert_same(what: &str, vars: &[(String, Var)], kept: &GradStore, recomputed:
     }
 }
 
+/// A model's variables and the gradients of a loss to them.
+type Gradients = (Vec<(String, Var)>, GradStore);
+
 /// Fails unless products in integers move every gradient by less than a thousandth of its size, and some of them where they are `used`.
 #[track_caller]
-fn assert_near(what: &str, vars: &[(String, Var)], exact: &GradStore, integers: &GradStore, used: bool) {
+fn assert_near(what: &str, (vars, exact): &Gradients, (others, integers): &Gradients, used: bool) {
     let norm = |x: &Tensor| x.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
     let mut moved = false;
-    for (name, var) in vars {
-        let [exact, integers] = [exact, integers].map(|store| store.get(var).unwrap());
+    assert_eq!(vars.len(), others.len());
+    for ((name, var), (other_name, other)) in vars.iter().zip(others) {
+        assert_eq!(name, other_name);
+        let (exact, integers) = (exact.get(var).unwrap(), integers.get(other).unwrap());
         let share = norm(&(exact - integers).unwrap()) / norm(exact);
         assert!(share < 1e-3, "{what}: in integers the gradient of {name} moves by {share}");
         moved |= share > 0.0;
@@ -80,19 +85,13 @@ fn llama_sizes() -> LlamaConfig {
 fn llama_recomputed_gives_the_same_bits_to_adapters_and_to_a_whole_fresh_model_and_in_integers_nearly_them() {
     for (rows, length, masked) in [(1, 5, false), (2, 17, true), (3, 40, false)] {
         for modules in [Some(&EVERYTHING[..]), Some(&ATTENTION_ALONE), None] {
-            let params = Params::fresh(1, &Device::Cpu);
-            let params = if modules.is_some() { params.frozen() } else { params };
-            let mut model = Llama::new(&llama_sizes(), &params).unwrap();
             let visual = Var::from_tensor(&noise(&[rows, 4, 32], 9)).unwrap();
-            let mut vars = modules.map_or_else(|| params.trainable(), |modules| adapted(&mut model, modules));
-            vars.push(("visual".to_string(), visual.clone()));
             let mask = masked.then(|| {
                 Tensor::from_vec((0..rows * (length + 4)).map(|i| u8::from(i % 9 != 0)).collect(), (rows, length + 4), &Device::Cpu)
                     .unwrap()
             });
-            let mut gradients = |recompute: bool, precision: WeightPrecision| {
+            let gradients = |model: &mut Llama, recompute: bool| {
                 model.set_recompute(recompute);
-                model.set_precision(precision);
                 let text = model.embed(&Tensor::new(ids(rows, length), &Device::Cpu).unwrap()).unwrap();
                 let input = Tensor::cat(&[visual.as_tensor(), &text], 1).unwrap();
                 let hidden = model.forward(&input, mask.as_ref(), Some(&mut step_rng(4, 0, 0))).unwrap();
@@ -100,12 +99,17 @@ fn llama_recomputed_gives_the_same_bits_to_adapters_and_to_a_whole_fresh_model_a
                 model.loss_sum(&hidden, &ids(rows, length + 4), &weights).unwrap().backward().unwrap()
             };
             let what = format!("LLaMA, {rows} x {length}, adapters on {modules:?}");
-            let [exact, integers] = [WeightPrecision::F32, WeightPrecision::Int16].map(|precision| {
-                let (kept, recomputed) = (gradients(false, precision), gradients(true, precision));
+            let [exact, integers] = [BasePrecision::Auto, BasePrecision::Int16].map(|precision| {
+                let params = Params::fresh(1, &Device::Cpu).with_precision(precision);
+                let params = if modules.is_some() { params.frozen() } else { params };
+                let mut model = Llama::new(&llama_sizes(), &params).unwrap();
+                let mut vars = modules.map_or_else(|| params.trainable(), |modules| adapted(&mut model, modules));
+                vars.push(("visual".to_string(), visual.clone()));
+                let [kept, recomputed] = [false, true].map(|recompute| gradients(&mut model, recompute));
                 assert_same(&format!("{what}, {precision:?}"), &vars, &kept, &recomputed);
-                kept
+                (vars, kept)
             });
-            assert_near(&what, &vars, &exact, &integers, modules.is_some());
+            assert_near(&what, &exact, &integers, modules.is_some());
         }
     }
 }

@@ -286,6 +286,36 @@ unsafe fn narrow(values: &[f32], words: &mut [u32]) {
     }
 }
 
+/// f16's bits in bf16, rounded to even.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub unsafe fn bf16_of_f16(bits: &[u16], out: &mut [u16]) {
+    let count = bits.len().min(out.len());
+    for start in (0..count).step_by(2 * LANES) {
+        let (at, out) = (bits.as_ptr().wrapping_add(start), out.as_mut_ptr().wrapping_add(start));
+        let [low, high] = [0, 1].map(|half| mask(count - start, half));
+        // SAFETY: whole registers, or masked to the slices' lengths.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(4 * AHEAD).cast());
+            if high == u16::MAX {
+                _mm512_storeu_epi16(out.cast(), bf16_pairs(_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(LANES).cast())));
+            } else {
+                let last = _mm256_maskz_loadu_epi16(high, at.wrapping_add(LANES).cast());
+                let both = bf16_pairs(_mm256_maskz_loadu_epi16(low, at.cast()), last);
+                _mm512_mask_storeu_epi16(out.cast(), u32::from(low) | u32::from(high) << LANES, both);
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn bf16_pairs(low: __m256i, high: __m256i) -> __m512i {
+    // SAFETY: any bits are a value of both.
+    unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(_mm512_cvtph_ps(high), _mm512_cvtph_ps(low))) }
+}
+
 /// `lanes` rows of `count` values, `stride` apart, as columns of pairs of bf16: pair p of row r goes to `p * width + r`.
 ///
 /// # Safety

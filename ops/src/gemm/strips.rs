@@ -2,8 +2,9 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::halves;
-use super::pack::Words;
-use super::pack::{Kind, LANES, as_halves, as_values, as_words, interleave_bits, spread};
+#[cfg(target_arch = "x86_64")]
+use super::pack::bf16_of_f16;
+use super::pack::{Kind, LANES, Words, as_halves, as_values, as_words, interleave_bits, spread};
 #[cfg(target_arch = "x86_64")]
 use super::shorts::{self, Lanes};
 use super::tile::WIDTH;
@@ -62,6 +63,11 @@ impl Factor<'_> {
             Format::Bf16 if self.words.bf16() && values.len().is_multiple_of(2) && start.is_multiple_of(2) => {
                 words::<u32>(row, start / 2, out.len(), |pairs| out.copy_from_slice(pairs));
             }
+            #[cfg(target_arch = "x86_64")]
+            Format::F16 if self.words.bf16() && values.len().is_multiple_of(2) => {
+                // SAFETY: such words are made where the processor has the features.
+                words::<u16>(row, start, values.len(), |bits| unsafe { bf16_of_f16(bits, as_halves(out)) });
+            }
             #[cfg(target_endian = "little")]
             Format::Bf12 if self.words.bf16() && values.len().is_multiple_of(2) => {
                 bf12::read(row, start, as_halves(out));
@@ -92,6 +98,16 @@ impl Factor<'_> {
                 words::<u16>(rows[0], first, columns, |one| {
                     words::<u16>(rows[1], first, columns, |two| interleave_bits(one, two, strips, length * WIDTH));
                 });
+                continue;
+            }
+            #[cfg(target_arch = "x86_64")]
+            if let (Format::F16, true, Some(second)) = (self.right.format, pairs, second) {
+                let (one, two) = as_halves(lanes).split_at_mut(width);
+                for (p, bits) in [(p, &mut *one), (second, &mut *two)] {
+                    // SAFETY: pairs are made where the processor has the features.
+                    words::<u16>(self.right.row(p), first, columns, |row| unsafe { bf16_of_f16(row, bits) });
+                }
+                interleave_bits(&one[..columns], &two[..columns], &mut strips[word * WIDTH..], length * WIDTH);
                 continue;
             }
             if let (Format::F32, false) = (self.right.format, pairs) {

@@ -1,5 +1,5 @@
 use super::*;
-use half::bf16;
+use half::{bf16, f16};
 
 fn noise(count: usize, seed: usize) -> Vec<f32> {
     (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5 - 1.0).collect()
@@ -41,23 +41,25 @@ fn products_equal_those_in_f64_for_every_level_order_and_odd_size() {
 }
 
 #[test]
-fn bf16_rows_are_multiplied_where_they_lie_in_both_directions() {
-    for &level in Level::all() {
-        for size @ (m, k, n) in SIZES.into_iter().chain([(70, 1100, 50), (50, 1025, 33)]) {
-            for turned in [false, true] {
-                let (a, b) = (noise(m * k, 3), noise(k * n, 4));
-                let b: Vec<bf16> = b.iter().map(|&b| bf16::from_f32(b)).collect();
-                let bytes: Vec<u8> = b.iter().flat_map(|b| b.to_le_bytes()).collect();
-                let right =
-                    Right { bytes: &bytes, format: Format::Bf16, columns: if turned { k } else { n }, turned, order: None, small: None };
-                let other = |p: usize, j: usize| (if turned { b[j * k + p] } else { b[p * n + j] }).to_f64();
-                let left = Left { values: &a, row: k, column: 1 };
-                let out = products_at(level, (m, k), left, &[(right, n)], Precision::F32).remove(0);
-                check(&out, &expected(size, |i, p| f64::from(a[i * k + p]), other), 1e-5 * k as f64, &format!("{level:?} {size:?}"));
-                let rounded = |x: f32| if level == Level::Avx512Bf16 { bf16::from_f32(x).to_f64() } else { f64::from(x) };
-                let out = products_at(level, (m, k), left, &[(right, n)], Precision::Bf16).remove(0);
-                check(&out, &expected(size, |i, p| rounded(a[i * k + p]), other), 1e-5 * k as f64, &format!("bf16 {level:?} {size:?}"));
-            }
+fn rows_of_16_bits_are_multiplied_where_they_lie_in_both_directions() {
+    let sizes = || SIZES.into_iter().chain([(70, 1100, 50), (50, 1025, 33)]);
+    for (&level, format) in Level::all().iter().flat_map(|level| [(level, Format::Bf16), (level, Format::F16)]) {
+        for (size @ (m, k, n), turned) in sizes().flat_map(|size| [(size, false), (size, true)]) {
+            let (a, b) = (noise(m * k, 3), noise(k * n, 4));
+            let halves = |b: &f32| if format == Format::F16 { f16::from_f32(*b).to_bits() } else { bf16::from_f32(*b).to_bits() };
+            let bytes: Vec<u8> = b.iter().flat_map(|b| halves(b).to_le_bytes()).collect();
+            let mut b = vec![0.0; k * n];
+            format.read(&bytes, 0, &mut b);
+            let right = Right { bytes: &bytes, format, columns: if turned { k } else { n }, turned, order: None, small: None };
+            let other = |p: usize, j: usize| if turned { b[j * k + p] } else { b[p * n + j] };
+            let left = Left { values: &a, row: k, column: 1 };
+            let out = products_at(level, (m, k), left, &[(right, n)], Precision::F32).remove(0);
+            let exact = expected(size, |i, p| f64::from(a[i * k + p]), |p, j| f64::from(other(p, j)));
+            check(&out, &exact, 1e-5 * k as f64, &format!("{format} {level:?} {size:?}"));
+            let rounded = |x: f32| if level == Level::Avx512Bf16 { bf16::from_f32(x).to_f64() } else { f64::from(x) };
+            let out = products_at(level, (m, k), left, &[(right, n)], Precision::Bf16).remove(0);
+            let exact = expected(size, |i, p| rounded(a[i * k + p]), |p, j| rounded(other(p, j)));
+            check(&out, &exact, 1e-5 * k as f64, &format!("{format} in bf16 {level:?} {size:?}"));
         }
     }
 }

@@ -12,7 +12,7 @@ use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
-use super::format::words;
+use super::format::{Format, words};
 use crate::cpu::{cleared, written};
 use crate::gemm::{Level, Right};
 use crate::simd::vectorised;
@@ -67,14 +67,31 @@ fn in_vectors() -> bool {
     Level::best() != Level::Plain
 }
 
-/// Packs `n` rows of bf16, on all cores; `None` if they would not become smaller by a sixth.
+/// Hands a row's weights on in bf16, and says whether that has them all: f16's seldom, unless they were bf16 once, as LLaMA2's were.
+fn in_bf16(right: &Right, row: usize, work: impl FnOnce(&[u16])) -> bool {
+    let row = right.row(row);
+    if right.format != Format::F16 {
+        words::<u16>(row, 0, right.columns, work);
+        return true;
+    }
+    let (mut values, mut bits) = (vec![0.0; right.columns], vec![0; right.columns]);
+    right.format.read(row, 0, &mut values);
+    let all = upper_halves(&values, &mut bits);
+    if all {
+        work(&bits);
+    }
+    all
+}
+
+/// Packs `n` rows of bf16, or of f16 whose values bf16 has, on all cores; `None` if they would not become smaller by a sixth.
 pub fn pack(right: &Right, n: usize) -> Option<Packed> {
     let blocks = right.columns / BLOCK;
     let lines = |beside: u32| (HEAD + 4 * beside as usize).div_ceil(Line::BYTES) + blocks * BLOCK_BYTES / Line::BYTES;
     let mut exponents = vec![(0, 0); n];
-    exponents.par_iter_mut().enumerate().with_min_len(16).for_each(|(row, exponents)| {
-        words::<u16>(right.row(row), 0, right.columns, |bits| *exponents = largest_and_beside(bits));
-    });
+    let of_row = |(row, exponents): (usize, &mut _)| in_bf16(right, row, |bits| *exponents = largest_and_beside(bits));
+    if !exponents.par_iter_mut().enumerate().with_min_len(16).all(of_row) {
+        return None;
+    }
     let mut starts = vec![0];
     for &(_, beside) in &exponents {
         starts.push(starts[starts.len() - 1] + u32::try_from(lines(beside)).ok()?);
@@ -96,7 +113,7 @@ pub fn pack(right: &Right, n: usize) -> Option<Packed> {
                 let lines = cleared(own);
                 // SAFETY: lines are plain bytes.
                 let bytes = std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * Line::BYTES);
-                words::<u16>(right.row(row), 0, right.columns, |bits| pack_row(bits, of_row, bytes));
+                in_bf16(right, row, |bits| pack_row(bits, of_row, bytes));
             });
         })
     };
@@ -111,6 +128,17 @@ fn distance(bits: u16, largest: u8) -> u8 {
 }
 
 vectorised! {
+    /// The upper halves of f32's bits, and whether the others are zero.
+    fn upper_halves(values: &[f32], out: &mut [u16]) -> bool {
+        let mut lower = 0;
+        for (out, value) in out.iter_mut().zip(values) {
+            let bits = value.to_bits();
+            *out = (bits >> 16) as u16;
+            lower |= bits & 0xffff;
+        }
+        lower == 0
+    }
+
     /// A row's largest exponent, and how many of its weights stand beside.
     fn largest_and_beside(bits: &[u16]) -> (u8, u32) {
         let mut largest = 0;
@@ -317,7 +345,6 @@ pub mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::matrix::Format;
 
     /// bf16 of about a normal distribution, with the odd ones among them.
     fn weights(count: usize) -> Vec<u16> {
@@ -369,6 +396,31 @@ mod tests {
             return;
         }
         eprintln!("skipped: this processor has no such vectors");
+    }
+
+    #[test]
+    fn f16_is_packed_where_bf16_has_its_values_and_left_alone_where_not() {
+        let (n, k) = (19, 640);
+        // f16's smallest steps are 2^-24: what bf16 has between them it has not
+        let seen = |bits: u16| half::f16::from_f32(half::bf16::from_bits(bits).to_f32());
+        let mut halves: Vec<half::f16> = weights(n * k).into_iter().map(seen).collect();
+        // below f16's normal values, one of 8 digits
+        halves[3] = half::f16::from_bits(0x00ff);
+        let bytes = |halves: &[half::f16]| -> Vec<u8> { halves.iter().flat_map(|half| half.to_le_bytes()).collect() };
+        let packed = |bytes: &[u8]| pack(&Right { bytes, format: Format::F16, columns: k, turned: true, order: None, small: None }, n);
+        let rows = packed(&bytes(&halves)).unwrap();
+        for row in 0..n {
+            let mut out = vec![0; k];
+            read(&rows.as_ref()[rows.starts[row] as usize * Line::BYTES..], 0, &mut out);
+            let found = out.iter().map(|&bits| half::bf16::from_bits(bits).to_f32().to_bits());
+            assert!(found.eq(halves[row * k..][..k].iter().map(|half| half.to_f32().to_bits())), "row {row}");
+        }
+        // one of 9 digits
+        for odd in [0x0101, 0x2804] {
+            let mut halves = halves.clone();
+            halves[18 * k + 77] = half::f16::from_bits(odd);
+            assert!(packed(&bytes(&halves)).is_none(), "{odd:#x}");
+        }
     }
 
     #[test]

@@ -27,9 +27,10 @@ use crate::transfers::{self, host_values};
 
 /// A frozen weight (out, in), its rows in any [`Format`]. Cheap to clone: the bytes are shared.
 ///
-/// Products with f32 weights are in f32, with all others in bf16 with sums in f32 where the processor has such products
-/// ([`Matrix::with_precision`] decides otherwise). A few rows at a time (a token being written) are multiplied exactly, or with
-/// 8-bit activations where the weight is quantised, as llama.cpp does; many rows so only by [`Matrix::for_reading`].
+/// Products with f32 weights are in f32, with all others in factors of 16 bits with sums in f32 where the processor has such products
+/// ([`Matrix::with_precision`] decides otherwise). Where those are bf16 (AMD), f16's weights are rounded to them: what f16 holds of a bf16
+/// model, as LLaMA2's files do, stays what it was. A few rows at a time (a token being written) are multiplied exactly, or with 8-bit
+/// activations where the weight is quantised, as llama.cpp does; many rows so only by [`Matrix::for_reading`].
 #[derive(Clone)]
 pub struct Matrix {
     rows: Rows,
@@ -90,7 +91,7 @@ impl Matrix {
         if range.len() != needed || range.end > held {
             bail!("a matrix of {} x {} in {format} needs {needed} bytes, found {} of {held}", size.0, size.1, range.len());
         }
-        let precision = if matches!(format, Format::F32 | Format::F16) { Precision::F32 } else { Precision::Bf16 };
+        let precision = if format == Format::F32 { Precision::F32 } else { Precision::Bf16 };
         Ok(Matrix {
             rows: Rows::Host { bytes, range, order: None },
             format,
@@ -128,7 +129,8 @@ impl Matrix {
     }
 
     /// The matrix on `device`. Away from the processor 16-bit rows become bf16 there without passing through f32, f32 stays, and quantised
-    /// rows stay as they are where the device's kernels take them (CUDA, outputs in eights), else they become bf16 too.
+    /// rows stay as they are where the device's kernels take them (CUDA, outputs in eights), else they become bf16 too; all become f32 where
+    /// products are to be exact ([`Precision::F32`]).
     pub fn on(&self, device: &Device) -> Result<Self> {
         match &self.rows {
             Rows::Host { .. } if !device.is_cpu() => self.copy_on(device),
@@ -142,7 +144,12 @@ impl Matrix {
     pub fn copy_on(&self, device: &Device) -> Result<Self> {
         let rows = match self.format {
             #[cfg(feature = "cuda")]
-            format if format.is_quantised() && device.is_cuda() && QuantisedWeight::takes(format, self.size) => {
+            format
+                if format.is_quantised()
+                    && self.precision != Precision::F32
+                    && device.is_cuda()
+                    && QuantisedWeight::takes(format, self.size) =>
+            {
                 let bytes = self.row_bytes()?;
                 let count = bytes.len();
                 let blocks = transfers::upload(bytes, count, device)?;
@@ -150,7 +157,7 @@ impl Matrix {
                 Rows::Blocks(Arc::new(Blocks { weight, device: device.clone(), host: self.rows.clone() }))
             }
             Format::F32 | Format::F16 | Format::Bf16 => Rows::Device(self.dense_on(device)?),
-            _ => Rows::Device(transfers::to_device(&self.to_tensor()?.to_dtype(DType::BF16)?, device)?),
+            _ => Rows::Device(transfers::to_device(&self.to_tensor()?.to_dtype(self.dtype_away())?, device)?),
         };
         let format = match &rows {
             Rows::Device(tensor) => Format::of(tensor.dtype())?,
@@ -159,13 +166,18 @@ impl Matrix {
         Ok(Matrix { rows, format, size: self.size, precision: Precision::F32, reading: false, writing: false, made: Arc::default() })
     }
 
+    /// The type of plain values on another device.
+    fn dtype_away(&self) -> DType {
+        if self.format == Format::F32 || self.precision == Precision::F32 { DType::F32 } else { DType::BF16 }
+    }
+
     /// Plain rows as f32 or bf16 (out, in) on `device`.
     fn dense_on(&self, device: &Device) -> Result<Tensor> {
         let bytes = self.row_bytes()?;
         match self.format {
             Format::F32 => transfers::upload(of_bytes(&bytes, f32::from_le_bytes), self.size, device),
-            Format::F16 => transfers::upload(of_bytes(&bytes, half::f16::from_le_bytes), self.size, device)?.to_dtype(DType::BF16),
-            _ => transfers::upload(of_bytes(&bytes, half::bf16::from_le_bytes), self.size, device),
+            Format::F16 => transfers::upload(of_bytes(&bytes, half::f16::from_le_bytes), self.size, device)?.to_dtype(self.dtype_away()),
+            _ => transfers::upload(of_bytes(&bytes, half::bf16::from_le_bytes), self.size, device)?.to_dtype(self.dtype_away()),
         }
     }
 
@@ -208,10 +220,11 @@ impl Matrix {
         Matrix { reading: true, ..self.clone().with_precision(if int8 { Precision::Int8 } else { self.precision }) }
     }
 
-    /// The same rows for a process that writes and trains nothing: rows of bf16 are packed in 12 bits, without loss, when a few are first multiplied
-    /// by them (a token is written), and let go where they lay. Tokens are written at the speed at which memory is read: a quarter less of it.
+    /// The same rows for a process that writes and trains nothing: rows of bf16, and of f16 whose values bf16 has, are packed in 12 bits,
+    /// without loss, when a few are first multiplied by them (a token is written), and let go where they lay. Tokens are written at the speed
+    /// at which memory is read: a quarter less of it.
     pub fn for_writing(self) -> Self {
-        let writing = self.format == Format::Bf16 && self.in_place() && bf12::takes(self.size.1);
+        let writing = matches!(self.format, Format::Bf16 | Format::F16) && self.in_place() && bf12::takes(self.size.1);
         Matrix { writing, ..self }
     }
 

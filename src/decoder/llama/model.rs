@@ -6,7 +6,7 @@ use ctscribe_ops::{self as ops, Replays, transfers};
 use rand_chacha::ChaCha8Rng;
 
 use crate::decoder::labels::labelled;
-use crate::weights::{Init, Params, WeightPrecision};
+use crate::weights::{Init, Params};
 use crate::{Error, Result};
 
 use super::cache::{Factors, KvCache, Run, attend_runs};
@@ -91,12 +91,7 @@ impl Llama {
         Replays::new(self.replayed)
     }
 
-    /// Of the products with frozen weights of f32: f32 at first. Weights of 16 bits or fewer are multiplied as they always are.
-    pub fn set_precision(&mut self, precision: WeightPrecision) {
-        self.multiplied().for_each(|projection| projection.set_precision(precision.into()));
-    }
-
-    /// For a process that writes with this model and trains nothing: frozen weights of bf16 are packed as [`ops::Matrix::for_writing`] says, at the
+    /// For a process that writes with this model and trains nothing: frozen weights of 16 bits are packed as [`ops::Matrix::for_writing`] says, at the
     /// first word written: as many of them as `room` bytes hold, since a packed weight cannot leave memory as a file's can. The same words come out,
     /// of the same weights.
     pub fn set_writing(&mut self, mut room: u64) {

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Module, Tensor};
 use ctscribe_lora::BaseLinear;
 use ctscribe_ops::transfers::{host_values, to_device};
-use ctscribe_ops::{self as ops, Format, Matrix, Precision};
+use ctscribe_ops::{self as ops, Format, Matrix};
 
 use crate::Result;
 use crate::weights::{Init, Params};
@@ -23,19 +23,12 @@ impl Projection {
         })
     }
 
-    /// A frozen weight of f32 is multiplied so from now on.
-    pub fn set_precision(&mut self, precision: Precision) {
-        if let Projection::Frozen(matrix) = self
-            && matrix.format() == Format::F32
-        {
-            *matrix = matrix.clone().with_precision(precision);
-        }
-    }
-
     /// Bytes that [`Self::set_writing`] takes, as good as: 12 bits a weight and a line for each row.
     pub fn packed_bytes(&self) -> u64 {
         match self {
-            Projection::Frozen(matrix) if matrix.format() == Format::Bf16 => (matrix.byte_count() / 4 * 3 + matrix.size().0 * 64) as u64,
+            Projection::Frozen(matrix) if matches!(matrix.format(), Format::Bf16 | Format::F16) => {
+                (matrix.byte_count() / 4 * 3 + matrix.size().0 * 64) as u64
+            }
             _ => 0,
         }
     }
