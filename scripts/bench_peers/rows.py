@@ -61,14 +61,15 @@ def inflate_floor(_, peer):
     return min(times, default=None)
 
 
-def lora(shape, kind, speed, memory, *options, **more):
+def lora(shape, kind, speed, memory, *options, peer=None, **more):
+    """The peer in numbers of `kind`, or of those that are its best for such weights."""
     label = {"tiny": "tiny (4 layers, 512)", "1b": '"1B" (22 layers, 2048)', "7b2": "7B width, 2 layers", "7b": "7B, recomputing"}[shape]
     checkpoint = "1" if "--recompute" in options else "0"
-    peer = sides.script("p1_lora_train.py", "--model", shape, "--dtype", kind, "--ckpt", checkpoint, "--extra", "0", runs="--runs")
+    theirs = sides.script("p1_lora_train.py", "--model", shape, "--dtype", peer or kind, "--ckpt", checkpoint, "--extra", "0", runs="--runs")
     weights = f"{shape}-{kind}"
     target = f"{speed}x, memory {memory}x"
-    return Row(f"lora-{weights}", f"LoRA step, {label}, 110 + 400 tokens, {kind}", sides.bench("lora-step", weights, *options), peer, target, speed, memory,
-               floor=compute_floor(kind), weights=weights, tokens=510, **more)
+    return Row(f"lora-{weights}", f"LoRA step, {label}, 110 + 400 tokens, {kind}{f' (peer {peer})' if peer else ''}", sides.bench("lora-step", weights, *options), theirs, target, speed, memory,
+               floor=compute_floor(peer or kind), weights=weights, tokens=510, **more)
 
 
 def lora_in_integers(shape, speed, memory):
@@ -76,6 +77,14 @@ def lora_in_integers(shape, speed, memory):
     row = lora(shape, "f32", speed, memory)
     ours = sides.bench("lora-step", row.weights, "--precision", "int16", "--recompute")
     return replace(row, name=f"lora-{shape}-int16", work=row.work.replace(", f32", ", f32 in int16, recomputing"), ours=ours)
+
+
+def lora_in_f32(shape, kind, speed, memory):
+    """Weights of 16 bits multiplied in f32 where they lie; the peer in f32 takes them in f32."""
+    row = lora(shape, "f32", speed, memory)
+    weights = f"{shape}-{kind}"
+    ours = sides.bench("lora-step", weights, "--precision", "f32")
+    return replace(row, name=f"lora-{weights}-in-f32", work=row.work.replace(", f32", f", {kind} in f32"), ours=ours, weights=weights)
 
 
 def decode(name, label, bits, speed):
@@ -108,6 +117,8 @@ ROWS = [
     lora("1b", "bf16", 1.4, 0.7),
     lora("1b", "f32", 2.0, 0.6),
     lora_in_integers("1b", 2.0, 0.6),
+    lora_in_f32("1b", "f16", 2.0, 0.6),
+    lora("1b", "f16", 1.4, 0.7, peer="bf16"),
     lora("7b2", "bf16", 1.1, 0.9),
     lora("7b", "bf16", 1.1, 0.9, "--recompute", once=True, by_name=True),
     decode("bf16", "bf16", 16, 1.1),

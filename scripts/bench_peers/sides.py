@@ -74,7 +74,7 @@ def complaint(command, code, errors):
 # Our side.
 
 WEIGHTS = {"tiny": ["llama-tiny"], "1b": ["llama-1b"], "7b2": ["llama2-7b", "--layers", "2"], "7b": ["llama2-7b"]}
-FORMATS = {"bf16": "bf16", "f32": "f32", "q8": "Q8_0", "q4": "Q4_K_M"}
+FORMATS = {"bf16": "bf16", "f16": "f16", "f32": "f32", "q8": "Q8_0", "q4": "Q4_K_M"}
 
 
 def our_weights(places, name):

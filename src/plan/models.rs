@@ -107,8 +107,8 @@ pub fn base(config: &Config) -> Result<(Vec<String>, Base)> {
     Ok((vec![format!("{}: {:.2} GB of weights", folder.display(), bytes as f64 / 1e9)], Base { config: sizes, bytes, f32 }))
 }
 
-/// LLaMA in 16 bits or fewer on `tokens`, `labelled` of them with a next token to learn.
-pub fn llama(sizes: &LlamaConfig, tokens: usize, labelled: usize) -> Model {
+/// LLaMA on `tokens`, `labelled` of them with a next token to learn; `exact`: multiplied in f32, which keeps f32.
+pub fn llama(sizes: &LlamaConfig, (tokens, labelled): (usize, usize), exact: bool) -> Model {
     let (h, f, layers) = (sizes.hidden_size, sizes.intermediate_size, sizes.num_hidden_layers);
     let (q, kv) = (sizes.num_attention_heads * sizes.head_width(), sizes.kv_heads() * sizes.head_width());
     let layer = (h * (2 * q + 2 * kv + 3 * f)) as f64;
@@ -122,8 +122,8 @@ pub fn llama(sizes: &LlamaConfig, tokens: usize, labelled: usize) -> Model {
         tokens,
         width: h,
         forward: run + 2.0 * words * labelled as f64,
-        // the inputs of attention and of the feed-forward block, and in half of f32 queries, keys, values, what attention gave, gate and up
-        kept: 2 * h + (2 * q + 2 * kv + 2 * f) / 2,
+        // the inputs of attention and of the feed-forward block, and (else in half of f32) queries, keys, values, what attention gave, gate and up
+        kept: 2 * h + (2 * q + 2 * kv + 2 * f) / if exact { 1 } else { 2 },
         // of the feed-forward block: input, output, norm, gate and up
         worked: 3 * h + 2 * f,
         // of the feed-forward block, beside gate and up, whose place their gradients take: the gradient of what they make, and the factor of a product
@@ -131,7 +131,8 @@ pub fn llama(sizes: &LlamaConfig, tokens: usize, labelled: usize) -> Model {
         turned: 5 * h + f + f / 2,
         // all but the product with down, which nobody reads
         again: run - 2.0 * (h * f * layers) as f64 * t,
-        input: 1.0,
+        // rounded where products are (decoder::Llama)
+        input: if exact { 1.0 } else { 0.5 },
     }
 }
 
@@ -214,7 +215,7 @@ mod tests {
     #[test]
     fn llama_2_7b_has_its_parameters_and_a_step_its_operations() {
         let sizes = LlamaConfig::named("llama2-7b").unwrap();
-        let model = llama(&sizes, 526, 400);
+        let model = llama(&sizes, (526, 400), false);
         assert!((model.parameters / 6.738e9 - 1.0).abs() < 1e-3, "{}", model.parameters);
         // two operations a parameter and token, attention a few percent more, words only where they are learned
         let products = 2.0 * (model.parameters - 2.0 * 131.072e6) * 526.0 + 2.0 * 131.072e6 * 400.0;
@@ -224,6 +225,8 @@ mod tests {
         let more = model.operations(Pass::Recompute) - 2.0 * model.operations(Pass::Forward);
         assert!((1.0..1.03).contains(&(more / again)), "{more} for {again}");
         assert!(model.held(Pass::Recompute) < model.held(Pass::Train) / 2.0);
+        let exact = llama(&sizes, (526, 400), true);
+        assert!((1.5..2.0).contains(&(exact.held(Pass::Train) / model.held(Pass::Train))));
     }
 
     #[test]

@@ -142,30 +142,28 @@ fn value_bytes(config: &Config, base: &Base) -> f64 {
 
 /// Bytes of the base on a device.
 fn base_there(config: &Config, base: &Base) -> f64 {
-    let parameters = llama(&base.config, 1, 1).parameters;
+    let parameters = llama(&base.config, (1, 1), true).parameters;
     if config.llama.precision == BasePrecision::F32 { 4.0 * parameters } else { base.bytes as f64 }
 }
 
 fn report_llama(config: &Config, base: &Base, studies: Studies) -> Work {
     let (stage, visual) = (&config.llama, config.structure.visual_tokens());
     let training = &stage.training;
-    let text = |tokens: usize| llama(&base.config, visual + PROMPT + tokens, tokens);
+    let text = |tokens: usize| llama(&base.config, (visual + PROMPT + tokens, tokens), stage.precision.is_exact(base.f32));
     let (typical, longest) = (text(studies.report_tokens.min(stage.max_report_tokens)), text(stage.max_report_tokens));
     let learned = adapters(config, &base.config);
-    // rounded where products are (decoder::Llama)
-    let here = if stage.precision.is_exact(base.f32) { longest } else { Model { input: 0.5, ..longest } };
     let (pass, sequences) = (pass(training), (training.steps * training.batch as u64) as f64);
     let at_once = (training.micro_batch * config.threads.min(training.batch.div_ceil(training.micro_batch))) as f64;
     Work {
         name: "train report --decoder llama",
         disk: checkpoints(training, learned),
-        memory: base.bytes as f64 + LEARNED * learned + 4.0 * here.held(pass) * at_once,
+        memory: base.bytes as f64 + LEARNED * learned + 4.0 * longest.held(pass) * at_once,
         operations: sequences * typical.operations(pass),
         reads: 0.0,
         voxels: 0.0,
         device: base_there(config, base)
             + LEARNED_THERE * learned
-            + value_bytes(config, base) * longest.held(pass) * training.micro_batch as f64,
+            + value_bytes(config, base) * Model { input: 1.0, ..longest }.held(pass) * training.micro_batch as f64,
         bf16: value_bytes(config, base) < 4.0,
     }
 }
@@ -206,8 +204,7 @@ fn write_llama(config: &Config, base: &Base, studies: Studies) -> Work {
     let (visual, generation) = (config.structure.visual_tokens(), &config.llama.generation);
     let tokens = studies.report_tokens.min(generation.max_new_tokens);
     let (sizes, at_once) = (&base.config, width(generation));
-    let prompt = llama(sizes, visual + PROMPT, 1);
-    let whole = llama(sizes, visual + PROMPT + tokens, tokens);
+    let [prompt, whole] = [(visual + PROMPT, 1), (visual + PROMPT + tokens, tokens)].map(|tokens| llama(sizes, tokens, false));
     let kv = 2 * sizes.num_hidden_layers * sizes.kv_heads() * sizes.head_width() * (visual + PROMPT + generation.max_new_tokens);
     Work {
         name: "evaluate --decoder llama",

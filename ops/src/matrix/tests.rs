@@ -47,11 +47,15 @@ fn rows_are_looked_up_and_reordered_without_being_moved() {
 #[test]
 fn a_copy_for_a_device_holds_the_rows_in_their_order_and_multiplies_alike() {
     let (weight, order) = (noise(6, 8), [4, 2, 0, 5, 3, 1]);
-    for dtype in [DType::F32, DType::F16, DType::BF16] {
-        let host = Matrix::from_tensor(&weight.to_dtype(dtype).unwrap()).unwrap().reordered(order.to_vec()).unwrap();
+    let dtypes = [DType::F32, DType::F16, DType::BF16];
+    for (dtype, exact) in dtypes.into_iter().flat_map(|dtype| [(dtype, false), (dtype, true)]) {
+        let mut host = Matrix::from_tensor(&weight.to_dtype(dtype).unwrap()).unwrap().reordered(order.to_vec()).unwrap();
+        if exact {
+            host = host.with_precision(Precision::F32);
+        }
         // a copy on the processor is made as one elsewhere is
         let copy = host.copy_on(&Device::Cpu).unwrap();
-        let narrow = if dtype == DType::F32 { DType::F32 } else { DType::BF16 };
+        let narrow = if exact || dtype == DType::F32 { DType::F32 } else { DType::BF16 };
         assert_eq!((copy.activation_dtype(), host.activation_dtype()), (narrow, DType::F32));
         let expected = host.to_tensor().unwrap().to_dtype(narrow).unwrap().to_dtype(DType::F32).unwrap();
         assert_eq!(copy.to_tensor().unwrap().to_vec2::<f32>().unwrap(), expected.to_vec2::<f32>().unwrap(), "{dtype:?}");
@@ -144,6 +148,9 @@ fn quantised_rows_become_bf16_where_no_kernel_takes_them() {
     let expected = host.to_tensor().unwrap().to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
     assert_eq!(copy.to_tensor().unwrap().to_vec2::<f32>().unwrap(), expected.to_vec2::<f32>().unwrap());
     assert!(copy.on(&Device::Cpu).is_err() && copy.reordered(vec![5, 4, 3, 2, 1, 0]).is_err());
+    let exact = host.clone().with_precision(Precision::F32).copy_on(&Device::Cpu).unwrap();
+    assert_eq!(exact.to_tensor().unwrap().to_vec2::<f32>().unwrap(), host.to_tensor().unwrap().to_vec2::<f32>().unwrap());
+    assert_eq!(exact.format(), Format::F32);
 }
 
 #[test]
