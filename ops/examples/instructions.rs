@@ -5,12 +5,11 @@ mod hot;
 
 fn main() -> candle_core::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let kernels = hot::kernels()?;
     let [name, count] = &arguments[..] else {
-        kernels.iter().for_each(|(name, _)| println!("{name}"));
+        hot::KERNELS.iter().for_each(|(name, _)| println!("{name}"));
         return Ok(());
     };
-    let (_, work) = kernels.iter().find(|(own, _)| own == name).unwrap_or_else(|| panic!("no kernel {name:?}"));
-    let count: usize = count.parse().expect("a count");
+    let (_, work) = hot::KERNELS.iter().find(|(own, _)| own == name).unwrap_or_else(|| panic!("no kernel {name:?}"));
+    let (work, count) = (work()?, count.parse::<usize>().expect("a count"));
     (0..count).try_for_each(|_| work())
 }

@@ -11,7 +11,7 @@ use super::check::{agrees, device, random};
 
 const QUANTISED: [(Format, GgmlDType); 3] = [(Format::Q8_0, GgmlDType::Q8_0), (Format::Q4K, GgmlDType::Q4K), (Format::Q6K, GgmlDType::Q6K)];
 
-/// A matrix (out, in) in each format, in the host's memory.
+/// A matrix (out, in) in each format, in the host's memory, multiplied there as its format has it.
 fn matrices(outputs: usize, inputs: usize) -> Vec<Matrix> {
     let values = random(&[outputs, inputs], 7);
     let plain = [DType::F32, DType::F16, DType::BF16].map(|dtype| Matrix::from_tensor(&values.to_dtype(dtype).unwrap()).unwrap());
@@ -20,7 +20,11 @@ fn matrices(outputs: usize, inputs: usize) -> Vec<Matrix> {
         let length = (*bytes).as_ref().len();
         Matrix::new(bytes, 0..length, format, (outputs, inputs)).unwrap()
     });
-    plain.into_iter().chain(quantised).map(|matrix| matrix.with_precision(Precision::F32)).collect()
+    plain.into_iter().chain(quantised).collect()
+}
+
+fn exact(matrix: &Matrix) -> Matrix {
+    matrix.clone().with_precision(Precision::F32)
 }
 
 /// The matrix that is where x lies.
@@ -34,7 +38,7 @@ fn matrices_multiply_and_give_their_rows_alike() {
     let order: Vec<u32> = (0..64).map(|row| (row * 5 + 3) % 64).collect();
     for host in matrices(64, 512) {
         let host = host.reordered(order.clone()).unwrap();
-        let there = host.on(&device).unwrap();
+        let (host, there) = (exact(&host), host.on(&device).unwrap());
         let dtype = there.activation_dtype();
         assert_eq!(there.format().is_quantised(), host.format().is_quantised());
         let both = [&host, &there];
@@ -53,6 +57,21 @@ fn matrices_multiply_and_give_their_rows_alike() {
         let (found, expected) = (there.rows(&[63, 0, 63]).unwrap().to_device(&Device::Cpu).unwrap(), host.rows(&[63, 0, 63]).unwrap());
         let largest = (found - expected).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
         assert!(largest <= if dtype == DType::F32 { 0.0 } else { 1.0 / 256.0 }, "{host:?}: {largest}");
+    }
+}
+
+#[test]
+fn matrices_that_multiply_exactly_lie_there_in_f32() {
+    let Some(device) = device() else { return };
+    for host in matrices(64, 512) {
+        let host = exact(&host);
+        let there = host.on(&device).unwrap();
+        assert_eq!(there.format(), Format::F32);
+        let values = |matrix: &Matrix| matrix.to_tensor().unwrap().to_device(&Device::Cpu).unwrap().to_vec2::<f32>().unwrap();
+        assert!(values(&there) == values(&host), "{host:?}");
+        agrees(&format!("{host:?}, exact"), &device, DType::F32, &[random(&[37, 512], 1)], &|x| {
+            beside(&x[0], [&host, &there]).forward(&x[0])
+        });
     }
 }
 
@@ -77,7 +96,7 @@ fn quantised_weights_multiply_f16() {
 fn a_quantised_heads_loss_and_gradient_agree() {
     let Some(device) = device() else { return };
     for host in matrices(256, 512) {
-        let there = host.on(&device).unwrap();
+        let (host, there) = (exact(&host), host.on(&device).unwrap());
         let hidden = [random(&[9, 512], 4)];
         let (targets, weights) = ([0u32, 255, 7, 9, 100, 3, 2, 1, 254], [1.0f32, 0.0, 2.0, 1.0, 0.5, 1.0, 1.0, 1.0, 1.0]);
         agrees(&format!("cross-entropy over {host:?}"), &device, there.activation_dtype(), &hidden, &|x| {
