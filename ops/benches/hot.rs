@@ -10,6 +10,9 @@ use ctscribe_ops::{self as ops, Attention, ConvPadding, Format, Matrix};
 /// A kernel's work, inputs made.
 pub type Work = Box<dyn Fn() -> Result<()>>;
 
+/// A kernel and what makes its work.
+pub type Kernel = (&'static str, fn() -> Result<Work>);
+
 /// Numbers between -1 and 1 without a pattern that a kernel could profit from.
 fn noise(shape: &[usize]) -> Result<Tensor> {
     let count = shape.iter().product::<usize>() as u64;
@@ -49,8 +52,8 @@ fn normed() -> Result<(Tensor, Tensor)> {
     Ok((noise(&[256, 512])?, noise(&[512])?))
 }
 
-/// All of them, each with what makes its work.
-pub const KERNELS: [(&str, fn() -> Result<Work>); 13] = [
+/// All of them.
+pub const KERNELS: [Kernel; 13] = [
     ("product f32, 96 rows", || {
         let (rows, weight) = factors()?;
         product(Matrix::from_tensor(&weight)?, rows)
