@@ -9,7 +9,7 @@ fn main() -> candle_core::Result<()> {
         hot::KERNELS.iter().for_each(|(name, _)| println!("{name}"));
         return Ok(());
     };
-    let (_, work) = hot::KERNELS.iter().find(|(own, _)| own == name).unwrap_or_else(|| panic!("no kernel {name:?}"));
-    let (work, count) = (work()?, count.parse::<usize>().expect("a count"));
+    let Some((_, work)) = hot::KERNELS.iter().find(|(own, _)| own == name) else { candle_core::bail!("no kernel {name:?}") };
+    let (work, count) = (work()?, count.parse::<usize>().map_err(candle_core::Error::wrap)?);
     (0..count).try_for_each(|_| work())
 }

@@ -79,9 +79,19 @@ pub struct Base {
     pub f32: bool,
 }
 
+impl Base {
+    /// Bytes of its weights in f32.
+    pub fn bytes_in_f32(&self) -> u64 {
+        4 * values(&self.config)
+    }
+}
+
+fn values(sizes: &LlamaConfig) -> u64 {
+    sizes.tensors().iter().map(|(_, shape, _)| shape.iter().product::<usize>() as u64).sum()
+}
+
 /// The base that a run's LLaMA stands on, as far as it is at hand, and what was assumed of it.
 pub fn base(config: &Config) -> Result<(Vec<String>, Base)> {
-    let values = |sizes: &LlamaConfig| sizes.tensors().iter().map(|(_, shape, _)| shape.iter().product::<usize>()).sum::<usize>() as u64;
     if let Some(language) = &config.language {
         let mut sizes = language.model.clone();
         sizes.vocab_size = if sizes.vocab_size == 0 { language.vocabulary } else { sizes.vocab_size };

@@ -142,8 +142,7 @@ fn value_bytes(config: &Config, base: &Base) -> f64 {
 
 /// Bytes of the base on a device.
 fn base_there(config: &Config, base: &Base) -> f64 {
-    let parameters = llama(&base.config, (1, 1), true).parameters;
-    if config.llama.precision == BasePrecision::F32 { 4.0 * parameters } else { base.bytes as f64 }
+    (if config.llama.precision == BasePrecision::F32 { base.bytes_in_f32() } else { base.bytes }) as f64
 }
 
 fn report_llama(config: &Config, base: &Base, studies: Studies) -> Work {

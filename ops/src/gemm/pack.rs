@@ -289,7 +289,7 @@ unsafe fn narrow(values: &[f32], words: &mut [u32]) {
 /// f16's bits in bf16, rounded to even.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-pub unsafe fn bf16_of_f16(bits: &[u16], out: &mut [u16]) {
+pub fn bf16_of_f16(bits: &[u16], out: &mut [u16]) {
     let count = bits.len().min(out.len());
     for start in (0..count).step_by(2 * LANES) {
         let (at, out) = (bits.as_ptr().wrapping_add(start), out.as_mut_ptr().wrapping_add(start));

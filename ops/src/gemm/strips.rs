@@ -102,12 +102,12 @@ impl Factor<'_> {
             }
             #[cfg(target_arch = "x86_64")]
             if let (Format::F16, true, Some(second)) = (self.right.format, pairs, second) {
-                let (one, two) = as_halves(lanes).split_at_mut(width);
-                for (p, bits) in [(p, &mut *one), (second, &mut *two)] {
+                let mut rows = [[0; GROUP * WIDTH]; 2];
+                for (p, bits) in [p, second].into_iter().zip(&mut rows) {
                     // SAFETY: pairs are made where the processor has the features.
                     words::<u16>(self.right.row(p), first, columns, |row| unsafe { bf16_of_f16(row, bits) });
                 }
-                interleave_bits(&one[..columns], &two[..columns], &mut strips[word * WIDTH..], length * WIDTH);
+                interleave_bits(&rows[0][..columns], &rows[1][..columns], &mut strips[word * WIDTH..], length * WIDTH);
                 continue;
             }
             if let (Format::F32, false) = (self.right.format, pairs) {

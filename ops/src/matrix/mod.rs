@@ -224,8 +224,16 @@ impl Matrix {
     /// without loss, when a few are first multiplied by them (a token is written), and let go where they lay. Tokens are written at the speed
     /// at which memory is read: a quarter less of it.
     pub fn for_writing(self) -> Self {
-        let writing = matches!(self.format, Format::Bf16 | Format::F16) && self.in_place() && bf12::takes(self.size.1);
-        Matrix { writing, ..self }
+        Matrix { writing: self.may_be_packed(), ..self }
+    }
+
+    fn may_be_packed(&self) -> bool {
+        matches!(self.format, Format::Bf16 | Format::F16) && self.in_place() && bf12::takes(self.size.1)
+    }
+
+    /// Bytes that [`Matrix::for_writing`] takes, as good as: 12 bits a weight and a line for each row; none where it packs nothing.
+    pub fn packed_bytes(&self) -> u64 {
+        if self.may_be_packed() { (self.byte_count() / 4 * 3 + self.size.0 * bf12::Line::BYTES) as u64 } else { 0 }
     }
 
     /// The rows in 12 bits.

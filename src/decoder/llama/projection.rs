@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Module, Tensor};
 use ctscribe_lora::BaseLinear;
 use ctscribe_ops::transfers::{host_values, to_device};
-use ctscribe_ops::{self as ops, Format, Matrix};
+use ctscribe_ops::{self as ops, Matrix};
 
 use crate::Result;
 use crate::weights::{Init, Params};
@@ -23,13 +23,11 @@ impl Projection {
         })
     }
 
-    /// Bytes that [`Self::set_writing`] takes, as good as: 12 bits a weight and a line for each row.
+    /// Bytes that [`Self::set_writing`] takes.
     pub fn packed_bytes(&self) -> u64 {
         match self {
-            Projection::Frozen(matrix) if matches!(matrix.format(), Format::Bf16 | Format::F16) => {
-                (matrix.byte_count() / 4 * 3 + matrix.size().0 * 64) as u64
-            }
-            _ => 0,
+            Projection::Frozen(matrix) => matrix.packed_bytes(),
+            Projection::Trained(_) => 0,
         }
     }
 
