@@ -90,6 +90,8 @@ impl Factor<'_> {
         // what the last strip has too many stays zero
         lanes.fill(0);
         values.fill(0.0);
+        #[cfg(target_arch = "x86_64")]
+        let mut rows = [[0; GROUP * WIDTH]; 2];
         for (word, p) in (start..start + count).step_by(step).enumerate() {
             let second = (p + 1 < start + count).then_some(p + 1);
             if let (Format::Bf16, true, Some(second)) = (self.right.format, pairs, second) {
@@ -102,7 +104,6 @@ impl Factor<'_> {
             }
             #[cfg(target_arch = "x86_64")]
             if let (Format::F16, true, Some(second)) = (self.right.format, pairs, second) {
-                let mut rows = [[0; GROUP * WIDTH]; 2];
                 for (p, bits) in [p, second].into_iter().zip(&mut rows) {
                     // SAFETY: pairs are made where the processor has the features.
                     words::<u16>(self.right.row(p), first, columns, |row| unsafe { bf16_of_f16(row, bits) });
